@@ -1,0 +1,53 @@
+"""Prints one corrupted example as the paper's figure 2 does: parts, positions, targets, and who sees whom."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from glm_jax.batch import Batch
+from glm_jax.corruption import OBJECTIVES
+
+
+def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) -> str:
+    """A readable account of example `row` of `batch`.
+
+    `tokenizer` turns ids into pieces: anything with `id_to_piece(id) -> str`, or a function from id to str.
+    The visibility matrix (a row per query, `#` = sees) is drawn when the example has `max_visibility` tokens at most.
+    Raises ValueError for a row that the batch does not have.
+    """
+    tokens = np.asarray(batch.tokens)
+    if not 0 <= row < len(tokens):
+        raise ValueError(f"row {row} is not in a batch of {len(tokens)}: choose 0 … {len(tokens) - 1}")
+    piece: Callable[[int], str] = getattr(tokenizer, "id_to_piece", tokenizer)
+    example = {name: np.asarray(value)[row] for name, value in vars(batch).items()}
+    prefix = int(example["prefix_lengths"])
+    live = example["target_weights"] > 0
+    target_of = dict(zip(example["target_index"][live].tolist(), example["target_ids"][live].tolist(), strict=True))
+    used = max([prefix - 1, *target_of]) + 1
+
+    header = ("part", "column", "token", "position", "in blank", "target")
+    table = [header] + [
+        (
+            "A" if i < prefix else "B",
+            str(i),
+            piece(int(example["tokens"][i])),
+            str(example["position_ids"][i]),
+            str(example["block_position_ids"][i]),
+            piece(target_of[i]) if i in target_of else "·",
+        )
+        for i in range(used)
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        f"objective {OBJECTIVES[int(example['objective'])]}: Part A {prefix} tokens, Part B {used - prefix}, "
+        f"{len(target_of)} targets, padding {tokens.shape[1] - used}"
+    ]
+    lines += ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in table]
+    if used <= max_visibility:
+        lines.append("who sees whom (a row per query):")
+        for query in range(used):
+            seen = "".join("#" if key < max(prefix, query + 1) else "." for key in range(used))
+            lines.append(f"{'A' if query < prefix else 'B'}{query:4d} {seen[:prefix]}|{seen[prefix:]}")
+    else:
+        lines.append(f"who sees whom: query i sees columns 0 … max({prefix}, i + 1) - 1")
+    return "\n".join(lines)
