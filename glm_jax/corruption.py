@@ -46,7 +46,9 @@ class CorruptionConfig:
     task_masks: bool = False  # [sMASK] for sentences and [gMASK] for documents, instead of [MASK] for all
     shuffle_spans: bool = True
     block_positions: bool = True  # False: the second position is 1 throughout Part B
-    sentinel_offset: int | None = None  # blank j > 0 gets ids offset + 2(j-1) in Part A and offset + 2(j-1) + 1 in Part B
+    sentinel_offset: int | None = (
+        None  # blank j > 0 gets ids offset + 2(j-1) in Part A and offset + 2(j-1) + 1 in Part B
+    )
     random_position: bool = False  # shift the first positions by a random offset that fits `max_position`
     max_position: int | None = None  # positions available; needed by random_position and sentinels
     block_mask_prob: float = 0.0  # replace Part B inputs by [dBLOCK]
@@ -81,7 +83,9 @@ class CorruptionConfig:
         if self.masked_lm and (self.sentence or self.document):
             raise ValueError("masked_lm is a variant of blank infilling: set sentence=0 and document=0")
         if (self.random_position or self.sentinel_offset is not None) and self.max_position is None:
-            raise ValueError("random_position and sentinel_offset need max_position, the size of the position table - 1")
+            raise ValueError(
+                "random_position and sentinel_offset need max_position, the size of the position table - 1"
+            )
         if self.document and not self.block_positions:
             raise ValueError("the document objective needs block_positions: one blank cannot be read without them")
 
@@ -213,9 +217,9 @@ def assemble(
             near = (distance <= config.context_mask_range) | (column >= prefix - config.context_mask_range)
             near &= (column < prefix) & (distance > 0)
             keys = jnp.where(near, bits[target.size : -1] >> 8, 2**24).astype(jnp.int32)
-            chosen = jnp.argsort(jnp.argsort(keys)) < jnp.asarray(
-                spans_lib.budgets(config.context_mask_ratio, row)
-            )[length]
+            chosen = (
+                jnp.argsort(jnp.argsort(keys)) < jnp.asarray(spans_lib.budgets(config.context_mask_ratio, row))[length]
+            )
             part_a = jnp.where(near & chosen, special.block_mask, part_a)
         if config.random_position:
             shift = spans_lib.below(bits[-1], jnp.maximum(config.max_position - (prefix - 1), 1))
@@ -261,7 +265,11 @@ def _crop(bits, tokens, length, is_end, *, special, longest):
     stop = jnp.where(stops - start < size // 2, start + size, stops)
     kept = tokens[jnp.clip(start - 1 + index, 0, row - 1)].at[0].set(special.cls)
     shorter = body > size
-    return jnp.where(shorter, kept, tokens), jnp.where(shorter, stop - start + 1, length), jnp.where(shorter, start - 1, 0)
+    return (
+        jnp.where(shorter, kept, tokens),
+        jnp.where(shorter, stop - start + 1, length),
+        jnp.where(shorter, start - 1, 0),
+    )
 
 
 def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, config, special):

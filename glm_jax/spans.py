@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
-
 UNUSED = 2**16  # start of a slot without a span: behind every row
 
 

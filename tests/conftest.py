@@ -11,6 +11,6 @@ from jaxtyping import install_import_hook
 
 install_import_hook("glm_jax", "typechecker.check")
 
-import jax
+import jax  # noqa: E402 (after the hook)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

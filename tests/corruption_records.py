@@ -1,6 +1,7 @@
 """Reads the original's corruption records and what each implies: the raw row, its spans and their order."""
 
 import dataclasses
+import itertools
 import pathlib
 
 import numpy as np
@@ -8,9 +9,7 @@ import numpy as np
 from glm_jax.tokenizers.special import SpecialTokens
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-SPECIAL = SpecialTokens(
-    pad=0, eos=0, cls=1, mask=2, sentence_mask=8, generation_mask=7, start=5, end=6, block_mask=9
-)
+SPECIAL = SpecialTokens(pad=0, eos=0, cls=1, mask=2, sentence_mask=8, generation_mask=7, start=5, end=6, block_mask=9)
 SENTENCE_END, SENTINELS = 10, 1000
 
 
@@ -64,9 +63,7 @@ def load(name: str) -> list[Record]:
     ):
         known = {tuple(row[:n]): row_loss[:n] for row, row_loss, n in zip(inputs, input_loss, lengths, strict=True)}
         for i, prefix in enumerate(seps):
-            records.append(
-                _record(text[i], target[i], loss[i], position[i], int(prefix), int(mode.ravel()[0]), known)
-            )
+            records.append(_record(text[i], target[i], loss[i], position[i], int(prefix), int(mode.ravel()[0]), known))
     return records
 
 
@@ -84,7 +81,7 @@ def _record(text, target, loss, position, prefix, mode, known):
     masks = [int(m) for m in np.flatnonzero(_is_mask(target[:prefix]))]
     begins = [*(prefix + np.flatnonzero(_is_start(text[prefix:]))), used]
     closed = target[-1] == SPECIAL.end
-    blocks = [target[a : b - closed] for a, b in zip(begins, begins[1:], strict=False)]
+    blocks = [target[a : b - closed] for a, b in itertools.pairwise(begins)]
     if (target[:prefix] >= SENTINELS).any():  # blocks are numbered, not positioned
         numbers = [0 if target[m] < SENTINELS else 1 + (target[m] - SENTINELS) // 2 for m in masks]
         block_of_mask = dict(zip(masks, numbers, strict=True))

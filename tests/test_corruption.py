@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -190,9 +191,7 @@ def test_blank_infilling_follows_the_original_law(stats):
     ordered = [sorted(row) for row in spans]
     starts = np.concatenate([[s for s, _ in row] for row in ordered])
     _assert_same_law(np.bincount(starts * 64 // 512, minlength=64), stats["bert/start_hist_64bins"])
-    gaps = np.concatenate(
-        [[b[0] - (a[0] + a[1] - 1) for a, b in zip(row, row[1:], strict=False)] for row in ordered]
-    )
+    gaps = np.concatenate([[b[0] - (a[0] + a[1] - 1) for a, b in itertools.pairwise(row)] for row in ordered])
     assert gaps.min() >= 1  # blanks never touch
     _assert_same_law(np.bincount(np.minimum(gaps, 199), minlength=200), stats["bert/gap_hist"])
 
@@ -211,9 +210,7 @@ def test_blank_infilling_follows_the_original_law(stats):
 
 @pytest.mark.parametrize("ratio", ["0.5", "0.25"])
 def test_document_follows_the_original_law(stats, ratio):
-    batch, _ = _sample(
-        _rows(N, 512), blank_infilling=0, document=1, document_min_ratio=float(ratio), task_masks=True
-    )
+    batch, _ = _sample(_rows(N, 512), blank_infilling=0, document=1, document_min_ratio=float(ratio), task_masks=True)
     golden = {k.split("/")[1]: stats[k] for k in stats.files if k.startswith(f"doc_min{ratio}/")}
     live = (batch.target_weights > 0).sum(1)
     closed = np.array([batch.target_ids[i, n - 1] == SPECIAL.end for i, n in enumerate(live)])
@@ -260,7 +257,9 @@ def test_documents_of_a_row_share_the_spans():
             assert not np.isin(text[span], (SPECIAL.cls, SPECIAL.eos)).any()
             assert not taken[max(start - 1, 0) : start + n].any()  # a free token between neighbours
             taken[span] = True
-        sizes = np.array([(document == d).sum() - 1 - (text[document == d][0] == SPECIAL.cls) for d in range(len(ends))])
+        sizes = np.array(
+            [(document == d).sum() - 1 - (text[document == d][0] == SPECIAL.cls) for d in range(len(ends))]
+        )
         share = np.array([taken[document == d].sum() for d in range(len(ends))])
         for d in range(len(ends)):
             if d != np.flatnonzero(sizes == sizes.max())[0]:
@@ -324,8 +323,9 @@ def test_examples_depend_on_their_index_alone():
 @pytest.mark.parametrize("mixture", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
 def test_every_length_from_nothing_up_gives_a_lawful_example(mixture):
     """Rows of 0 … 24 tokens, without a [CLS], all [EOS], full of sentence ends: invariants hold."""
-    config = CorruptionConfig(*mixture, task_masks=True, max_spans=12, max_targets=24,
-                              short_sequence_prob=0.2 if mixture == (1, 1, 1) else 0)
+    config = CorruptionConfig(
+        *mixture, task_masks=True, max_spans=12, max_targets=24, short_sequence_prob=0.2 if mixture == (1, 1, 1) else 0
+    )
     row = 24
     rng = np.random.default_rng(5)
     rows = rng.choice([0, 1, 10, 21, 22, 23], (500, row), p=[0.1, 0.1, 0.15, 0.25, 0.2, 0.2]).astype(np.int32)

@@ -13,9 +13,7 @@ from glm_jax.spans import UNUSED, Spans
 def _figure_2():
     """x1 … x6 with the blanks (x5 x6) and (x3), in this order, as in figure 2 of the paper."""
     config = CorruptionConfig(max_spans=4, max_targets=8)
-    spans = Spans(
-        np.array([4, 2, UNUSED, UNUSED], np.int32), np.array([2, 1, 0, 0], np.int32), np.array(True)
-    )
+    spans = Spans(np.array([4, 2, UNUSED, UNUSED], np.int32), np.array([2, 1, 0, 0], np.int32), np.array(True))
     tokens = np.array([21, 22, 23, 24, 25, 26, 0, 0], np.int32)
     one = assemble(
         *map(jax.numpy.asarray, (tokens, np.int32(6))), jax.tree.map(jax.numpy.asarray, spans),

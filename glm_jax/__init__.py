@@ -1,0 +1,32 @@
+"""GLM: general language model pretraining with autoregressive blank infilling, in JAX.
+
+The public names load on first use, so that importing the package costs no more than importing JAX and Flax.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "glm_jax.batch",
+    "CorruptionConfig": "glm_jax.corruption",
+    "GLM": "glm_jax.model",
+    "GLMConfig": "glm_jax.model",
+    "SpecialTokens": "glm_jax.tokenizers.special",
+    "corrupt": "glm_jax.corruption",
+    "describe": "glm_jax.describe",
+    "fill": "glm_jax.decoding",
+    "load_run": "glm_jax.run_folder",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'glm_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,78 @@
+"""Who sees whom in GLM, and the attention that obeys it.
+
+Part A (the first `prefix_length` tokens) is read in both directions; Part B is written left to right and sees all of
+Part A (Du et al. 2022, section 2.1). One integer a row says it all, so no mask is ever passed around.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
+_HIDDEN = -1e30
+
+
+def visible(
+    prefix_lengths: Int[Any, "*#shape"], query_index: Int[Any, "*#shape"], key_index: Int[Any, "*#shape"]
+) -> Bool[Any, "*#shape"]:
+    """Whether the query at `query_index` sees the key at `key_index`: key_index < max(prefix_length, query_index + 1).
+
+    The three integer arrays broadcast against each other. A prefix of 0 is plain causal attention, a prefix of T sees
+    everything.
+    """
+    return key_index < jnp.maximum(prefix_lengths, query_index + 1)
+
+
+def dropout(x: Float[Array, "*shape"], rate: float, key: Any | None) -> Float[Array, "*shape"]:
+    """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate); no key or rate 0: x itself."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def attention(
+    q: Float[Array, "B Q N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    prefix_lengths: Int[Array, "B"],
+    *,
+    query_index: Int[Array, "B Q"] | None = None,
+    backend: str = "auto",
+    dropout_rate: float = 0.0,
+    dropout_key: Any | None = None,
+) -> Float[Array, "B Q N H"]:
+    """softmax(q kᵀ / √H) v over the keys that each query sees; softmax in float32, result in q's dtype.
+
+    `query_index` are the positions of the queries among the keys; without it query i stands at position i. Attention
+    probabilities are dropped at `dropout_rate` when a `dropout_key` is given.
+
+    Raises ValueError for an unknown backend, and for queries and keys of different number without `query_index`.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(sorted(BACKENDS))}")
+    if query_index is None:
+        if q.shape[1] != k.shape[1]:
+            raise ValueError(
+                f"{q.shape[1]} queries for {k.shape[1]} keys: pass query_index to say where among the keys they stand"
+            )
+        query_index = jnp.arange(q.shape[1], dtype=jnp.int32)[None, :]
+    return BACKENDS[backend](q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key)
+
+
+def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key):
+    """The rule written out: all scores at once, [B N Q T]. The reference for every other backend."""
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32, precision=precision)
+    scores = scores * q.shape[-1] ** -0.5
+    key_index = jnp.arange(k.shape[1], dtype=jnp.int32)
+    seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :])
+    probabilities = jax.nn.softmax(jnp.where(seen[:, None], scores, _HIDDEN), axis=-1)
+    probabilities = dropout(probabilities, dropout_rate, dropout_key).astype(q.dtype)
+    return jnp.einsum("bnqk,bknh->bqnh", probabilities, v, precision=precision)
+
+
+# "auto" takes the fastest backend that states the rule exactly; so far there is one.
+BACKENDS = {"auto": dense_attention, "dense": dense_attention}

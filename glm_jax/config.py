@@ -1,0 +1,112 @@
+"""Every key of a run, with its default. A file in configs/ takes this and changes what it is about."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from glm_jax.corruption import CorruptionConfig
+from glm_jax.model import GLMConfig
+
+
+def pretrain() -> ConfigDict:
+    """All keys of a pretraining run, locked: assigning an unknown one fails with the nearest names.
+
+    Durations are text with a unit: steps, tokens, examples, epochs, or % of the run.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.duration = "100000 steps"
+    config.batch_size = 256  # examples per optimizer step, over all devices and micro batches
+    config.accumulation = 1  # micro batches per step; must divide batch_size
+    config.init_from = None  # folder of another run whose parameters this one starts from
+
+    config.data = ConfigDict()
+    config.data.corpora = ({"source": "bible"},)  # see glm_jax.data.CorpusSpec
+    config.data.sequence_length = 512  # L, raw tokens of a row; the model sees L + 2 · (most blanks)
+    config.data.packing = "contiguous"  # or "sampled", the original's windows
+    config.data.sample_one_document = False
+    config.data.non_sentence_start = 0.0
+    config.data.data_dir = "data"  # corpora and tokens are prepared here once
+    config.data.workers = None  # processes that tokenise; None: all cores
+    config.data.tokenizer = ConfigDict()
+    config.data.tokenizer.path = None  # a tokenizer folder; None trains SentencePiece on the corpus
+    config.data.tokenizer.vocab_size = 4096
+    config.data.tokenizer.normalization = "nmt_nfkc"
+    config.data.tokenizer.byte_fallback = True
+    config.data.tokenizer.model_type = "unigram"
+    config.data.tokenizer.vocab_multiple = 128
+    config.data.tokenizer.training_megabytes = 200.0
+
+    config.model = ConfigDict(convert_dict=False)
+    config.model.size = None  # a named size (glm_jax.GLMConfig.named), whose fields the others replace
+    for field in dataclasses.fields(GLMConfig):
+        default = field.default if field.default is not dataclasses.MISSING else None
+        config.model[field.name] = default  # None: from `size`; vocab_size None: the tokenizer's
+
+    config.corruption = ConfigDict(dataclasses.asdict(CorruptionConfig()))  # see glm_jax.CorruptionConfig
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # or "adafactor"
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.eps = 1e-6
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.max_grad_norm = 1.0  # None: no clipping
+    config.optimizer.multipliers = ()  # (pattern, factor) pairs; 0 freezes
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"  # linear, constant, inverse_square_root, exponential
+    config.schedule.peak = 4e-4
+    config.schedule.warmup = "5 %"  # of the decay
+    config.schedule.decay = "100 %"
+    config.schedule.decay_ratio = 0.1
+
+    config.mesh = ConfigDict()  # sizes of data, fsdp, tensor; -1 takes the rest; all None: chosen and explained
+    config.mesh.data = config.mesh.fsdp = config.mesh.tensor = None
+    config.rules = ()  # (logical axis, mesh axes) pairs that replace those of glm_jax.sharding.RULES
+
+    config.log_every = "100 steps"
+    config.eval_every = "1000 steps"
+    config.eval_examples = 2048  # validation rows scored each time, from the first; None: all
+    config.show_every = "1000 steps"  # the model fills blanks of held-out text
+    config.checkpoint_every = "1000 steps"
+    config.keep_last = 2
+    config.keep_best = 1  # by validation loss
+    return config.lock()
+
+
+def build(kind: type, values: Any, **computed) -> Any:
+    """An instance of the dataclass `kind` from a config section; `computed` fills fields that the section leaves None.
+
+    Raises ValueError for a key that `kind` does not have, with the nearest ones.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    values = {**values, **{key: value for key, value in computed.items() if values.get(key) is None}}
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=3) or names
+            raise ValueError(f"{kind.__name__} has no field {key!r}; nearest: {', '.join(near)}")
+    return kind(**values)
+
+
+def model_config(section: Any, vocab_size: int) -> GLMConfig:
+    """The model of a run: the named size with the section's other fields, or the fields alone.
+
+    Raises ValueError when a field is missing, or when the vocabulary is smaller than the tokenizer's `vocab_size`.
+    """
+    fields = {key: section[key] for key in section if key != "size" and section[key] is not None}
+    fields.setdefault("vocab_size", vocab_size)
+    if fields["vocab_size"] < vocab_size:
+        raise ValueError(
+            f"model.vocab_size {fields['vocab_size']} is smaller than the tokenizer's {vocab_size}; leave it None"
+        )
+    if section["size"] is not None:
+        return GLMConfig.named(section["size"], **fields)
+    missing = [
+        f.name for f in dataclasses.fields(GLMConfig) if f.default is dataclasses.MISSING and f.name not in fields
+    ]
+    if missing:
+        raise ValueError(f"model needs {', '.join(missing)}, or a named size in model.size")
+    return GLMConfig(**fields)

@@ -1,0 +1,194 @@
+"""Rows to host batches, with Grain: order, shuffling, sharding over processes, and exact resume.
+
+Everything follows from one number, the global example index: example e of a run is the same row for any batch size,
+number of processes and point of resume, and the corruption draws its randomness from e.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from glm_jax.data.errors import DataError
+from glm_jax.data.packing import Mixture, Rows
+
+_ENDLESS = 1 << 62
+HostBatch = dict[str, np.ndarray]
+
+
+def train_iterator(
+    rows: Rows | Mixture,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
+    threads: int = 2,
+    prefetch: int = 64,
+) -> "TrainIterator":
+    """Endless training batches of this process.
+
+    Each batch is {"tokens": int32 [b L], "lengths": int32 [b], "index": uint32 [b]} with b = batch_size /
+    process_count; process p holds the rows [p b, (p + 1) b) of the global batch. `index` is the global example index,
+    step * batch_size + row, counted through all epochs (modulo 2**32). Every epoch is shuffled anew.
+
+    Args:
+      rows: what to read; a `Mixture` interleaves its parts by their weights, always in the same way.
+      batch_size: examples of the global batch.
+      seed: of the order.
+      process_index, process_count: which share of each batch to make.
+      start: first global example index; `set_state` sets it too.
+      threads: threads that read rows ahead; 0 reads in the caller's thread.
+      prefetch: rows read ahead.
+
+    Raises:
+      DataError: there are no rows, or the batch cannot be divided among the processes.
+    """
+    return TrainIterator(rows, batch_size, seed, process_index, process_count, start, threads, prefetch)
+
+
+class TrainIterator:
+    """Iterator of `train_iterator`, with a state that fits any batch size and number of processes."""
+
+    def __init__(self, rows, batch_size, seed, process_index, process_count, start, threads, prefetch):
+        self._local = _local_batch(batch_size, process_index, process_count)
+        if not len(rows):
+            raise DataError("there are no rows to train on")
+        if not 0 <= seed < 2**32:
+            raise DataError(f"seed must lie in [0, 2**32), not {seed}")
+        self._batch_size, self._seed, self._process_index = batch_size, seed, process_index
+        self._threads, self._prefetch = threads, prefetch
+        self._rows_fingerprint = rows.fingerprint()
+        self._examples = ordered_examples(rows, seed)
+        self._seek(start)
+
+    def _seek(self, start: int) -> None:
+        import grain
+
+        if start < 0:
+            raise DataError(f"the first example index must not be negative, but is {start}")
+        self._next = start
+        local = _LocalExamples(self._examples, start, self._batch_size, self._local, self._process_index)
+        options = grain.ReadOptions(
+            num_threads=self._threads, prefetch_buffer_size=self._prefetch if self._threads else 0
+        )
+        self._iterator = iter(grain.MapDataset.source(local).to_iter_dataset(options).batch(self._local))
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> HostBatch:
+        batch = next(self._iterator)
+        self._next += self._batch_size
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the next batch begins, as JSON; the same on all processes."""
+        return {"next_example": self._next, "seed": self._seed, "rows": self._rows_fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on exactly where `get_state` was taken.
+
+        Raises:
+          DataError: the state belongs to another seed or to other rows.
+        """
+        if state["seed"] != self._seed:
+            raise DataError(f"the run to go on with has data seed {state['seed']}, not {self._seed}: set it back")
+        if state["rows"] != self._rows_fingerprint:
+            raise DataError(
+                "the run to go on with was trained on other rows (its corpus, tokenizer or sequence length differs): "
+                "set the data options back, or start a new run from its parameters"
+            )
+        self._seek(int(state["next_example"]))
+
+
+class _LocalExamples:
+    """The examples of one process, by their number there."""
+
+    def __init__(self, examples, start, batch_size, local, process_index):
+        self._examples, self._start = examples, start + process_index * local
+        self._batch_size, self._local = batch_size, local
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, number: int) -> HostBatch:
+        step, row = divmod(number, self._local)
+        index = self._start + step * self._batch_size + row
+        return _example(self._examples[index], index)
+
+
+def ordered_examples(rows: Rows | Mixture, seed: int):
+    """Endless sequence of rows by global example index: a new permutation of the rows each epoch."""
+    import grain
+
+    if not isinstance(rows, Mixture):
+        return grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+    seeds = np.random.SeedSequence(seed).generate_state(len(rows.parts))
+    parts = [
+        grain.MapDataset.source(part).seed(int(part_seed)).shuffle().repeat()
+        for part, part_seed in zip(rows.parts, seeds, strict=True)
+    ]
+    return grain.MapDataset.mix(parts, rows.weights)
+
+
+def validation_batches(
+    rows: Rows,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    max_batches: int | None = None,
+) -> Iterator[HostBatch]:
+    """One pass over the validation rows in fixed order, in batches as those of `train_iterator`.
+
+    The last batch is filled up with rows of length 0, so that every process gets the same number of batches. `index` is
+    the row number, so a row is corrupted alike in every evaluation.
+
+    Args:
+      max_batches: take no more batches, of rows spread evenly over the set.
+
+    Raises:
+      DataError: there are no rows, or the batch cannot be divided among the processes.
+    """
+    local = _local_batch(batch_size, process_index, process_count)
+    if not len(rows):
+        raise DataError("there are no rows to validate on")
+    if max_batches is not None and max_batches < 1:
+        raise DataError(f"max_batches must be at least 1 or None, not {max_batches}")
+    count = len(rows) if max_batches is None else min(len(rows), max_batches * batch_size)
+    return _validation_batches(rows, count, batch_size, local, process_index)
+
+
+def _validation_batches(rows, count, batch_size, local, process_index):
+    for first in range(process_index * local, _round_up(count, batch_size), batch_size):
+        yield _stack([_validation_example(rows, number, count) for number in range(first, first + local)])
+
+
+def _validation_example(rows, number, count):
+    if number < count:
+        index = number * len(rows) // count
+        return _example(rows[index], index)
+    padding = {"tokens": np.full(rows.sequence_length, rows.pad, np.int32), "length": np.int32(0)}
+    return _example(padding, len(rows) + number - count)
+
+
+def _example(row: dict[str, np.ndarray], index: int) -> HostBatch:
+    return {"tokens": row["tokens"], "lengths": row["length"], "index": np.uint32(index % 2**32)}
+
+
+def _stack(examples: list[HostBatch]) -> HostBatch:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise DataError(f"process_index {process_index} is not one of {process_count} processes")
+    if batch_size < 1 or batch_size % process_count:
+        raise DataError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
+    return batch_size // process_count
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

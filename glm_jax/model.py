@@ -1,0 +1,433 @@
+"""GLM as Linen modules (Du et al., ACL 2022, section 2; the original's GLMModel).
+
+A pre-layer-norm Transformer with three embeddings summed at the entrance (token, position of the blank in Part A,
+position inside the blank), GLM's visibility rule in the attention (glm_jax/attention.py) and a head tied to the token
+embedding. Parameters are float32 and carry logical axis names; layers are stacked on axis 0.
+
+Between embedding and head, activations are [B·T D]: dense layers on two axes run up to twice as fast on XLA's CPU
+backend as on three, and the reshape is free elsewhere.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+from jaxtyping import Array, Float, Int
+
+from glm_jax.attention import BACKENDS, attention, dropout
+
+LAYERNORM_EPSILON = 1e-5  # fixed in the original
+
+# What a layer keeps for the backward pass, from everything to nothing.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the dense layers; not the T×T products
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Layers, width, heads, padded vocabulary, largest position. Shapes: config/*.sh and config_tasks/model_*.sh of the
+# original; base, large and roberta-large also in Table 7 of the paper; 2b, 10b and the Chinese models as released.
+_SIZES = {
+    "base": (12, 768, 12, 30592, 512),
+    "large": (24, 1024, 16, 30592, 512),
+    "doc": (24, 1024, 16, 30592, 512),  # large, trained with the document objective (paper, section 3.3)
+    "sent": (24, 1024, 16, 30592, 512),  # large, trained with the sentence objective (paper, section 3.3)
+    "410m": (30, 1024, 16, 30592, 512),
+    "515m": (30, 1152, 18, 30592, 512),
+    "roberta-large": (24, 1024, 16, 50304, 512),
+    "large-chinese": (24, 1024, 16, 50048, 1024),
+    "2b": (36, 2048, 32, 50304, 1024),
+    "10b": (48, 4096, 64, 50304, 1024),
+    "10b-chinese": (48, 4096, 64, 50048, 1024),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GLMConfig:
+    """Shape and numerics of a GLM. Raises ValueError for values that no model can have."""
+
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    max_position_embeddings: int  # M; the tables have rows 0..M, M being the original's sentinel position
+    block_positions: bool = True  # False: one table of M rows and no second position (ablation)
+    hidden_dropout: float = 0.1  # embeddings and both residual branches
+    attention_dropout: float = 0.1  # attention probabilities
+    gelu: str = "tanh"  # "exact" for checkpoints run through the Hugging Face code, which differs here
+    dtype: Any = "bfloat16"  # of the computation; parameters, softmax and layer norm statistics are float32
+    remat: str = "none"  # a name in REMAT_POLICIES
+    scan_layers: bool = True  # False: one copy of the layer each; slower to compile, faster to run on CPU
+    attention_backend: str = "auto"
+    init_std: float = 0.02  # divided by √(2 · num_layers) for the projections into the residual stream
+
+    @classmethod
+    def named(cls, name: str, **overrides) -> "GLMConfig":
+        """The published size `name` (base, large, 10b, ...), fields replaced by `overrides`."""
+        if name not in _SIZES:
+            raise ValueError(f"unknown model size {name!r}; known: {', '.join(_SIZES)}")
+        fields = ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_position_embeddings")
+        return cls(**{**dict(zip(fields, _SIZES[name], strict=True)), **overrides})
+
+    def __post_init__(self):
+        for name in ("vocab_size", "num_layers", "hidden_size", "num_heads", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}: every head gets the "
+                f"same width; nearest is {round(self.hidden_size / self.num_heads) * self.num_heads}"
+            )
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
+        for name, known in (("gelu", ("tanh", "exact")), ("remat", REMAT_POLICIES), ("attention_backend", BACKENDS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        try:
+            dtype = jnp.dtype(self.dtype)
+        except TypeError:
+            raise ValueError(f"unknown dtype {self.dtype!r}; use 'bfloat16', 'float16' or 'float32'") from None
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"dtype {dtype.name} is not a floating type; use 'bfloat16', 'float16' or 'float32'")
+        object.__setattr__(self, "dtype", dtype.name)
+
+    @property
+    def head_width(self) -> int:
+        """H = D / N."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def ffn_width(self) -> int:
+        """F = 4 D, fixed in the original."""
+        return 4 * self.hidden_size
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the position table(s)."""
+        return self.max_position_embeddings + int(self.block_positions)
+
+
+def check_lengths(config: GLMConfig, position_ids: Any, block_position_ids: Any = 0) -> None:
+    """Raises ValueError if a position lies outside the model's tables.
+
+    Takes concrete integer arrays or just their largest values, so that a trainer can ask about its sequence length
+    before it compiles. Inside the model positions are traced and cannot raise; a position outside the tables there
+    turns its row's output into NaN.
+    """
+    checks = [("position_ids", position_ids)]
+    if config.block_positions:
+        checks.append(("block_position_ids", block_position_ids))
+    for name, ids in checks:
+        low, high = int(np.min(ids)), int(np.max(ids))
+        if low < 0 or high >= config.num_positions:
+            raise ValueError(
+                f"{name} reach from {low} to {high}, but the table holds positions 0 to {config.num_positions - 1}: "
+                f"use shorter texts or raise max_position_embeddings (now {config.max_position_embeddings})"
+            )
+
+
+def _normal(stddev, *axes):
+    return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
+
+
+def _zeros(*axes):
+    return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+
+
+class Embedding(nn.Module):
+    """A table [rows D]; an id outside it gives NaN, not the nearest row."""
+
+    rows: int
+    row_axis: str
+    config: GLMConfig
+
+    def setup(self):
+        """Declares the table."""
+        config = self.config
+        self.embedding = self.param(
+            "embedding", _normal(config.init_std, self.row_axis, "embed"), (self.rows, config.hidden_size), jnp.float32
+        )
+
+    def __call__(self, ids: Int[Array, "*shape"]) -> Float[Array, "*shape D"]:
+        """Rows of the table in the compute dtype."""
+        return jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.config.dtype)
+
+    def attend(self, hidden: Float[Array, "*shape D"]) -> Float[Array, "*shape V"]:
+        """Products of `hidden` with every row: inputs in the compute dtype, sums in float32."""
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            self.embedding.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+            precision=_precision(hidden.dtype),
+        )
+
+
+def _precision(dtype):
+    # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def _expand(x, ndim):
+    return jax.lax.expand_dims(x, range(ndim - x.ndim))
+
+
+class Linear(nn.Module):
+    """x · kernel + bias over the last axes of x; kernel [*inputs *outputs], bias [*outputs]."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axes: tuple[str, ...]
+    stddev: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], part: slice = slice(None)) -> Float[Array, "..."]:
+        """`part` computes that slice of the first output axis only."""
+        kernel = self.param("kernel", _normal(self.stddev, *self.axes), self.inputs + self.outputs, jnp.float32)
+        bias = self.param("bias", _zeros(*self.axes[len(self.inputs) :]), self.outputs, jnp.float32)
+        n = len(self.inputs)
+        kernel, bias = kernel[(slice(None),) * n + (part,)].astype(self.dtype), bias[part].astype(self.dtype)
+        contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
+        y = jax.lax.dot_general(x, kernel, (contract, ((), ())), precision=_precision(x.dtype))
+        return y + _expand(bias, y.ndim)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis with statistics in float32."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
+        """Normalised x in the compute dtype."""
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", _zeros("embed"), (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + LAYERNORM_EPSILON)
+        return (normed * _expand(scale, x.ndim) + _expand(bias, x.ndim)).astype(self.dtype)
+
+
+def _rows(x, index):
+    """Rows `index` [B K] of x, which holds B sequences as [B·T D] -> [B·K D]."""
+    x = x.reshape(index.shape[0], -1, x.shape[-1])
+    return jnp.take_along_axis(x, index[:, :, None], axis=1).reshape(-1, x.shape[-1])
+
+
+class Attention(nn.Module):
+    """Multi-head attention under GLM's visibility rule, with a fused query-key-value projection."""
+
+    config: GLMConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "BT D"],
+        prefix_lengths: Int[Array, "B"],
+        query_index: Int[Array, "B K"] | None = None,
+    ) -> Float[Array, "BK D"]:
+        """Attends from every position, or from the positions `query_index` only."""
+        config = self.config
+        batch, width = prefix_lengths.shape[0], config.hidden_size
+        heads = (config.num_heads, config.head_width)
+        project = Linear(
+            (width,), (3, *heads), ("embed", "qkv", "heads", "head_dim"), config.init_std, config.dtype,
+            name="query_key_value",
+        )  # fmt: skip
+        if query_index is None:
+            q, k, v = jnp.moveaxis(project(x), 1, 0)
+        else:
+            q = project(_rows(x, query_index), slice(0, 1))[:, 0]
+            k, v = jnp.moveaxis(project(x, slice(1, 3)), 1, 0)
+        q, k, v = (
+            nn.with_logical_constraint(a.reshape(batch, -1, *heads), ("batch", "sequence", "heads", "head_dim"))
+            for a in (q, k, v)
+        )
+        drop = config.attention_dropout > 0.0 and not self.deterministic
+        attended = attention(
+            q,
+            k,
+            v,
+            prefix_lengths,
+            query_index=query_index,
+            backend=config.attention_backend,
+            dropout_rate=config.attention_dropout,
+            dropout_key=self.make_rng("dropout") if drop else None,
+        )
+        stddev = config.init_std / (2 * config.num_layers) ** 0.5
+        axes = ("heads", "head_dim", "embed")
+        return Linear(heads, (width,), axes, stddev, config.dtype, name="dense")(attended.reshape(-1, *heads))
+
+
+class MLP(nn.Module):
+    """The feed-forward block: width D -> 4 D -> D with GELU."""
+
+    config: GLMConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
+        """Position-wise."""
+        config = self.config
+        width, wide = config.hidden_size, config.ffn_width
+        x = Linear((width,), (wide,), ("embed", "mlp"), config.init_std, config.dtype, name="dense_h_to_4h")(x)
+        x = nn.with_logical_constraint(nn.gelu(x, approximate=config.gelu == "tanh"), ("batch", "mlp"))
+        stddev = config.init_std / (2 * config.num_layers) ** 0.5
+        return Linear((wide,), (width,), ("mlp", "embed"), stddev, config.dtype, name="dense_4h_to_h")(x)
+
+
+class Layer(nn.Module):
+    """One pre-layer-norm Transformer layer."""
+
+    config: GLMConfig
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "BT D"],
+        prefix_lengths: Int[Array, "B"],
+        query_index: Int[Array, "B K"] | None = None,
+    ) -> Float[Array, "BK D"]:
+        """The layer's output at every position, or at the positions `query_index` only."""
+        config = self.config
+        normed = LayerNorm(config.dtype, name="input_layernorm")(x)
+        branch = Attention(config, self.deterministic, name="attention")(normed, prefix_lengths, query_index)
+        x = (x if query_index is None else _rows(x, query_index)) + self._dropout(branch)
+        x = nn.with_logical_constraint(x, ("batch", None))
+        branch = MLP(config, name="mlp")(LayerNorm(config.dtype, name="post_attention_layernorm")(x))
+        return nn.with_logical_constraint(x + self._dropout(branch), ("batch", None))
+
+    def _dropout(self, x):
+        rate = self.config.hidden_dropout
+        return x if self.deterministic or not rate else dropout(x, rate, self.make_rng("dropout"))
+
+
+class GLM(nn.Module):
+    """The language model: `GLM(config).apply({"params": params}, tokens, ...)`."""
+
+    config: GLMConfig
+
+    def setup(self):
+        """Declares embeddings, stacked layers and the final layer norm."""
+        config = self.config
+        self.word_embeddings = Embedding(config.vocab_size, "vocab", config)
+        self.position_embeddings = Embedding(config.num_positions, "positions", config)
+        if config.block_positions:
+            self.block_position_embeddings = Embedding(config.num_positions, "positions", config)
+        self.layers = self.param("layers", self._init_layers)
+        self.final_layernorm = LayerNorm(config.dtype)
+
+    def _init_layers(self, key):
+        config = self.config
+        x, prefix_lengths = jnp.zeros((1, config.hidden_size), config.dtype), jnp.zeros((1,), jnp.int32)
+        init = jax.vmap(lambda key: Layer(config, parent=None).init(key, x, prefix_lengths)["params"])
+        return meta.add_axis(init(jax.random.split(key, config.num_layers)), 0, {meta.PARTITION_NAME: "layers"})
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        position_ids: Int[Array, "B T"],
+        block_position_ids: Int[Array, "B T"],
+        prefix_lengths: Int[Array, "B"],
+        target_index: Int[Array, "B K"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B _ V"]:
+        """Float32 logits at every position [B T V], or at the positions `target_index` only [B K V].
+
+        With `target_index` the other positions neither meet the vocabulary nor pass the last layer beyond its keys and
+        values. `deterministic=False` needs rngs={"dropout": key} unless both rates are 0. See `check_lengths` for
+        positions outside the tables.
+        """
+        hidden = self.hidden_states(
+            tokens, position_ids, block_position_ids, prefix_lengths, target_index, deterministic=deterministic
+        )
+        return nn.with_logical_constraint(self.word_embeddings.attend(hidden), ("batch", "targets", "vocab"))
+
+    def hidden_states(
+        self,
+        tokens: Int[Array, "B T"],
+        position_ids: Int[Array, "B T"],
+        block_position_ids: Int[Array, "B T"],
+        prefix_lengths: Int[Array, "B"],
+        target_index: Int[Array, "B K"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B _ D"]:
+        """What the head reads, after the final layer norm; arguments as for the logits."""
+        config = self.config
+        x = self.word_embeddings(tokens) + self.position_embeddings(position_ids)
+        if config.block_positions:
+            x = x + self.block_position_embeddings(block_position_ids)
+        x = nn.with_logical_constraint(x.reshape(-1, config.hidden_size), ("batch", None))
+
+        keys = None
+        if not deterministic and (config.hidden_dropout or config.attention_dropout):
+            key, *keys = jax.random.split(self.make_rng("dropout"), config.num_layers + 1)
+            keys = jnp.stack(keys)
+            x = dropout(x, config.hidden_dropout, key)
+        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys)
+        return self.final_layernorm(x).reshape(tokens.shape[0], -1, config.hidden_size)
+
+
+def apply_layers(
+    config: GLMConfig,
+    layers: Any,
+    x: Float[Array, "BT D"],
+    prefix_lengths: Int[Array, "B"],
+    target_index: Int[Array, "B K"] | None = None,
+    dropout_keys: Any | None = None,
+) -> Float[Array, "BK D"]:
+    """Runs the stacked parameters `layers` over x; the last layer only at `target_index` where that is given."""
+
+    def step(x, params_and_key, query_index=None):
+        params, key = params_and_key
+        layer = Layer(config, deterministic=key is None, parent=None)  # applied to its parameters, owned by none
+        rngs = None if key is None else {"dropout": key}
+        return layer.apply({"params": params}, x, prefix_lengths, query_index, rngs=rngs)
+
+    if config.remat != "none":
+        # Inside a scan nothing can be merged across the barrier, so XLA need not be kept from trying.
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+    count = config.num_layers - (target_index is not None)
+    first, rest = _split((layers, dropout_keys), [count])
+    if config.scan_layers:
+        x, _ = jax.lax.scan(lambda x, layer: (step(x, layer), None), x, first)
+    else:
+        for layer in _split(first, list(range(1, count)))[:count]:
+            x = step(x, jax.tree.map(lambda a: a[0], layer))
+    if target_index is not None:
+        x = step(x, jax.tree.map(lambda a: a[0], rest), target_index)
+    return x
+
+
+def _split(tree, boundaries):
+    """Cuts every leaf along axis 0. One split, because its gradient is one concatenation."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [structure.unflatten(parts) for parts in zip(*(jnp.split(a, boundaries) for a in leaves), strict=True)]
+
+
+def initial_parameters(config: GLMConfig, key: Any) -> Any:
+    """Fresh parameters, boxed with their logical axis names (`flax.linen.get_partition_spec`, `flax.linen.unbox`).
+
+    Embeddings and kernels from N(0, init_std²), projections into the residual stream from
+    N(0, init_std² / (2 · num_layers)), biases 0, layer norm scales 1, as in the original.
+    """
+    ids = jnp.zeros((1, 1), jnp.int32)
+    return GLM(config).init(key, ids, ids, ids, jnp.zeros((1,), jnp.int32))["params"]
+
+
+def parameter_count(config: GLMConfig) -> int:
+    """Number of parameters, from shapes alone."""
+    shapes = jax.eval_shape(functools.partial(initial_parameters, config), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))

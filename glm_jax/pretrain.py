@@ -1,0 +1,25 @@
+"""python -m glm_jax.pretrain --config=configs/pretrain/quickstart.py --workdir=runs/quickstart"""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from glm_jax.cli import log_to_stderr, one_line_errors
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE replaces a key.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes it.")
+
+
+def main(arguments: list[str]) -> None:
+    """Trains what the config says."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
+    log_to_stderr()
+    with one_line_errors():
+        from glm_jax.trainer import train
+
+        train(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,172 @@
+"""From a config to the functions that a device runs. Training, planning and benchmarks all get them here."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from glm_jax import config as config_lib
+from glm_jax import durations, optimizer, sharding
+from glm_jax.batch import Batch
+from glm_jax.corruption import CorruptionConfig
+from glm_jax.model import GLM, check_lengths
+from glm_jax.tokenizers.special import SpecialTokens
+from glm_jax.train_step import Rows, Sums, TrainState, init_state, make_corrupt, make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A run's durations in optimizer steps."""
+
+    total: int
+    decay: int
+    warmup: int
+    log: int
+    evaluate: int
+    show: int
+    checkpoint: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled-on-first-use functions of a run and what they need. Call them inside `activate()`."""
+
+    model: GLM
+    corruption: CorruptionConfig
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    rules: sharding.Rules
+    shardings: TrainState  # of NamedShardings
+    abstract_state: TrainState  # of jax.ShapeDtypeStructs with shardings
+    init: Callable[[jax.Array], TrainState]
+    train_step: Callable[[TrainState, Rows], tuple[TrainState, dict[str, Any]]]
+    eval_step: Callable[[Any, Rows], Sums]
+    corrupt_held_out: Callable[[Rows], Batch]  # validation's own randomness: the same in every evaluation
+
+    def activate(self):
+        """Context in which mesh and sharding rules hold."""
+        return _Active(self.mesh, self.rules)
+
+
+class _Active:
+    def __init__(self, mesh, rules):
+        self._contexts = [jax.set_mesh(mesh), sharding.logical_axis_rules(rules)]
+
+    def __enter__(self):
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *error):
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+
+
+def corruption_config(config: ConfigDict) -> CorruptionConfig:
+    """The run's corruption; its position table is the model's."""
+    return config_lib.build(CorruptionConfig, config.corruption.to_dict(), max_position=_max_position(config))
+
+
+def _max_position(config):
+    return config.model.max_position_embeddings or config_lib.model_config(config.model, 1).max_position_embeddings
+
+
+def check(config: ConfigDict) -> tuple[Mesh, sharding.Rules]:
+    """The run's mesh and sharding rules. Raises ValueError for what is wrong with a config before data is touched."""
+    if config.batch_size < 1 or config.accumulation < 1 or config.batch_size % config.accumulation:
+        raise ValueError(
+            f"batch_size {config.batch_size} must be a positive multiple of accumulation {config.accumulation}: "
+            "every micro batch has the same number of examples"
+        )
+    corruption = corruption_config(config)
+    length = config.data.sequence_length
+    corruption.capacity(length)
+    check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
+    shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
+    mesh = sharding.make_mesh(shape, embed_size=config_lib.model_config(config.model, 1).hidden_size)
+    rules = sharding.RULES | dict(config.rules)
+    # A micro batch stays spread over all devices.
+    sharding.local_batch_size(config.batch_size // config.accumulation, mesh, rules)
+    return mesh, rules
+
+
+def schedule_of(config: ConfigDict, rows: int | None = None) -> Schedule:
+    """The run's durations in steps; `rows` is the size of the training set, which epochs need.
+
+    Raises ValueError for a duration that cannot be resolved.
+    """
+    steps = functools.partial(
+        durations.to_steps,
+        batch_size=config.batch_size,
+        tokens_per_example=config.data.sequence_length,
+        examples_per_epoch=rows,
+    )
+    total = steps(config.duration, name="duration")
+    if not 1 <= total <= 2**32 // config.batch_size:
+        raise ValueError(
+            f"duration {config.duration!r} is {total} steps; with batch_size {config.batch_size} it must lie in "
+            f"1 … {2**32 // config.batch_size}, because examples are numbered with 32 bits"
+        )
+    decay = steps(config.schedule.decay, name="schedule.decay", total_steps=total)
+    return Schedule(
+        total=total,
+        decay=decay,
+        warmup=steps(config.schedule.warmup, name="schedule.warmup", total_steps=decay),
+        log=steps(config.log_every, name="log_every", total_steps=total),
+        evaluate=steps(config.eval_every, name="eval_every", total_steps=total),
+        show=steps(config.show_every, name="show_every", total_steps=total),
+        checkpoint=steps(config.checkpoint_every, name="checkpoint_every", total_steps=total),
+    )
+
+
+def build(
+    config: ConfigDict,
+    schedule: Schedule,
+    mesh: Mesh,
+    rules: sharding.Rules,
+    *,
+    vocab_size: int,
+    special: SpecialTokens,
+    sentence_ends: Any,
+) -> Program:
+    """The run's functions, sharded over `mesh`; nothing is compiled yet.
+
+    `sentence_ends` is bool [V]. Raises ValueError for sizes that model, optimizer or mesh refuse.
+    """
+    model = GLM(config_lib.model_config(config.model, vocab_size))
+    rate = optimizer.schedule(
+        config.schedule.name,
+        config.schedule.peak,
+        schedule.decay,
+        warmup=schedule.warmup,
+        decay_ratio=config.schedule.decay_ratio,
+    )
+    with _Active(mesh, rules):
+        key = jax.random.key(0)
+        names = jax.eval_shape(lambda key: init_state(model, optax.identity(), key).params, key)
+        tx = optimizer.make_optimizer(names, rate, **config.optimizer.to_dict())
+        boxed = jax.eval_shape(functools.partial(init_state, model, tx), key)
+    shardings = sharding.state_shardings(boxed, mesh, rules)
+    corruption = corruption_config(config)
+    corrupt_rows, corrupt_held_out = (
+        make_corrupt(seed, corruption, special, sentence_ends) for seed in (config.seed, config.seed + 1)
+    )
+    step = make_train_step(model, tx, corrupt_rows, seed=config.seed, accumulation=config.accumulation)
+    replicated = sharding.replicated(mesh)
+    return Program(
+        model=model,
+        corruption=corruption,
+        optimizer=tx,
+        mesh=mesh,
+        rules=rules,
+        shardings=shardings,
+        abstract_state=sharding.with_shardings(boxed, shardings),
+        init=jax.jit(lambda key: sharding.unbox(init_state(model, tx, key)), out_shardings=shardings),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
+        eval_step=jax.jit(make_eval_step(model, corrupt_held_out), out_shardings=replicated),
+        corrupt_held_out=jax.jit(corrupt_held_out),
+    )

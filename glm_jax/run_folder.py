@@ -1,0 +1,129 @@
+"""What a run leaves on disk, and how it is opened again.
+
+config.json      the resolved config
+tokenizer/       the run's own copy
+checkpoints/     Orbax steps: parameters, optimizer, data position, metrics
+metrics.jsonl    a line per logged step; tensorboard/ holds the same
+samples.md       blanks of held-out text, filled during the run
+loss.png         the loss curve
+result.json      the last validation, with its baselines
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from glm_jax import sharding, tokenizers
+from glm_jax.checkpoint import Checkpointer, Restored, compare_config, write_json_atomic
+from glm_jax.config import model_config
+from glm_jax.model import GLM, initial_parameters
+from glm_jax.tokenizers.base import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Keys that change nothing about what is computed: a run may be continued with other values.
+FREE_KEYS = ("log_every", "show_every", "keep_last", "mesh.", "rules", "data.data_dir", "data.workers", "init_from")
+
+
+BEST = ("validation_loss", "min")  # what the best checkpoint of a run is
+
+
+class RunFolderError(ValueError):
+    """A work folder that cannot be used for this run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths inside the folder of a run."""
+
+    path: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        """The resolved config."""
+        return self.path / "config.json"
+
+    @property
+    def tokenizer(self) -> pathlib.Path:
+        """A folder for `glm_jax.tokenizers.load`."""
+        return self.path / "tokenizer"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of a `Checkpointer`."""
+        return self.path / "checkpoints"
+
+    def claim(self, config: ConfigDict) -> None:
+        """Takes the folder for `config`, or checks that it already belongs to it. Call it on process 0.
+
+        Raises RunFolderError when the folder belongs to another config (naming the keys that differ), when its config
+        cannot be read, or when the path is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file: choose a folder as --workdir")
+        current = json.loads(to_json(config))
+        if self.config.exists():
+            try:
+                saved = json.loads(self.config.read_text())
+            except ValueError as error:
+                raise RunFolderError(f"{self.config} is not JSON ({error}): choose another --workdir") from error
+            keys = [k for k in compare_config(saved, current) if not k.startswith(FREE_KEYS)]
+            if keys:
+                changes = "; ".join(f"{k}: {_at(saved, k)!r} there, {_at(current, k)!r} here" for k in keys)
+                raise RunFolderError(
+                    f"{self.path} belongs to a run with another config ({changes}): "
+                    "set these back to resume it, or choose another --workdir"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self.config, current)
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text; tuples become lists."""
+    return json.dumps(config.to_dict(), default=lambda value: value.to_dict())
+
+
+def _at(config: dict, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part, "absent") if isinstance(config, dict) else "absent"
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, ready to be applied: `model.apply({"params": params}, …)`."""
+
+    model: GLM
+    params: Any
+    tokenizer: Tokenizer
+    config: dict
+    restored: Restored
+
+
+def load_run(path: str | os.PathLike, step: int | str = "latest", dtype: str | None = None) -> LoadedRun:
+    """Opens the model of a run folder (or of its checkpoints/) at `step`: a number, "latest" or "best".
+
+    `dtype` replaces the config's compute dtype. Raises RunFolderError when the folder is not a run.
+    """
+    folder = RunFolder(pathlib.Path(path))
+    if folder.path.name == "checkpoints" and not folder.config.exists():
+        folder = RunFolder(folder.path.parent)
+    if not folder.config.exists():
+        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json (a --workdir of a training run)")
+    config = json.loads(folder.config.read_text())
+    tokenizer = tokenizers.load(folder.tokenizer)
+    section = config["model"] if dtype is None else {**config["model"], "dtype": dtype}
+    model = GLM(model_config(section, tokenizer.vocab_size))
+    boxed = jax.eval_shape(lambda key: initial_parameters(model.config, key), jax.random.key(0))
+    mesh = sharding.make_mesh("auto", embed_size=model.config.hidden_size)
+    abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh))
+    with Checkpointer(folder.checkpoints, keep_best=BEST, read_only=True) as checkpointer:
+        restored = checkpointer.restore_params(abstract, step)
+    logger.info("%s", restored)
+    return LoadedRun(model, restored.state, tokenizer, config, restored)

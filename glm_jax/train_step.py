@@ -1,0 +1,166 @@
+"""One optimizer step and one evaluation step as pure functions on pytrees.
+
+A step takes raw rows. What is random about the objective happens inside, from (seed, global example index) alone, so
+the batch of a step does not depend on hosts, mesh or accumulation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from glm_jax import optimizer
+from glm_jax.batch import Batch
+from glm_jax.corruption import OBJECTIVES, CorruptionConfig, corrupt
+from glm_jax.loss import accuracy, token_losses
+from glm_jax.model import GLM, initial_parameters
+from glm_jax.tokenizers.special import SpecialTokens
+
+Leaf = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a run carries from step to step. Seed and data position stand beside it on disk."""
+
+    step: Leaf  # int32 [], optimizer steps done
+    params: Leaf
+    opt_state: Leaf
+
+
+@flax.struct.dataclass
+class Rows:
+    """Raw rows as the host ships them."""
+
+    tokens: Leaf  # int32 [B L]
+    lengths: Leaf  # int32 [B], 0 for a row that only fills up the batch
+    index: Leaf  # uint32 [B], global example index
+
+
+@flax.struct.dataclass
+class Sums:
+    """Token-weighted sums over targets, to be divided once, at the very end. float32.
+
+    The second axis tells text from end tokens: n-gram baselines know only text.
+    """
+
+    loss: Leaf  # [objectives 2], nats
+    weight: Leaf  # [objectives 2]
+    correct: Leaf  # []
+    raw_tokens: Leaf  # []
+
+
+def init_state(model: GLM, tx: optax.GradientTransformation, key: Leaf) -> TrainState:
+    """A fresh state whose parameters carry logical axes; trace it (`jax.eval_shape`, `jax.jit`) to shard it."""
+    params = initial_parameters(model.config, key)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+
+
+def make_corrupt(
+    seed: int, config: CorruptionConfig, special: SpecialTokens, sentence_ends: Leaf
+) -> Callable[[Rows], Batch]:
+    """The run's corruption: rows to batch, random in (seed, example index) only."""
+
+    def corrupt_rows(rows: Rows) -> Batch:
+        key = jax.random.key(seed)
+        return corrupt(key, rows.tokens, rows.lengths, rows.index, sentence_ends, config=config, special=special)
+
+    return corrupt_rows
+
+
+def apply_loss(
+    model: GLM, params: Leaf, rows: Rows, batch: Batch, dropout_key: Leaf = None, score: bool = False
+) -> tuple[Leaf, Sums]:
+    """Sum over targets of weight · -log p (to be differentiated), and the sums of the batch.
+
+    `score` also counts correct targets, which costs a pass over the logits.
+    """
+    logits = model.apply(
+        {"params": params},
+        batch.tokens,
+        batch.position_ids,
+        batch.block_position_ids,
+        batch.prefix_lengths,
+        batch.target_index,
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+    weights = batch.target_weights
+    losses = token_losses(logits, batch.target_ids) * weights
+    # Text or end token, for each objective: six kinds of targets.
+    kind = batch.objective[:, None] * 2 + (batch.target_source >= rows.tokens.shape[1])
+    kinds = kind[None] == jnp.arange(2 * len(OBJECTIVES))[:, None, None]
+
+    def by_kind(values):
+        return jnp.where(kinds, values[None], 0).sum((1, 2)).reshape(-1, 2)
+
+    sums = Sums(
+        loss=by_kind(losses),
+        weight=by_kind(weights),
+        correct=accuracy(logits, batch.target_ids, weights)[0] if score else jnp.zeros(()),
+        raw_tokens=rows.lengths.sum().astype(jnp.float32),
+    )
+    return losses.sum(), jax.lax.stop_gradient(sums)
+
+
+def make_train_step(
+    model: GLM,
+    tx: optax.GradientTransformation,
+    corrupt_rows: Callable[[Rows], Batch],
+    *,
+    seed: int,
+    accumulation: int = 1,
+) -> Callable[[TrainState, Rows], tuple[TrainState, dict[str, Leaf]]]:
+    """Returns step(state, rows) -> (state, metrics); jit it with the state donated.
+
+    The loss is the mean over all targets of the global batch. (The original takes the mean per device and micro batch
+    and then the mean of those, which weights short answers more.) With `accumulation` > 1 the rows are cut into that
+    many micro batches, whose gradients a scan adds up; only dropout depends on the cut.
+    Metrics: the loss, gradient norm before clipping, learning rate, and the `Sums` of the batch.
+    """
+    rates = (model.config.hidden_dropout, model.config.attention_dropout)
+
+    def gradients(params, rows, dropout_key):
+        def objective(params):
+            return apply_loss(model, params, rows, corrupt_rows(rows), dropout_key)
+
+        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return grads, sums
+
+    def step(state: TrainState, rows: Rows):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step) if any(rates) else None
+        if accumulation == 1:
+            grads, sums = gradients(state.params, rows, key)
+        else:
+            # Every accumulation-th row, so that a micro batch stays spread over the devices as the batch is.
+            micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), rows)
+
+            def add(total, part):
+                number, rows = part
+                micro_key = None if key is None else jax.random.fold_in(key, number)
+                return jax.tree.map(jnp.add, total, gradients(state.params, rows, micro_key)), None
+
+            first = jax.tree.map(lambda x: x[0], micro)
+            shapes = jax.eval_shape(gradients, state.params, first, key)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), micro))
+        count = jnp.maximum(sums.weight.sum(), 1.0)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": sums.loss.sum() / count, "sums": sums, **optimizer.metrics(opt_state)}
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+def make_eval_step(model: GLM, corrupt_rows: Callable[[Rows], Batch]) -> Callable[[Leaf, Rows], Sums]:
+    """Returns step(params, rows) -> `Sums`, without dropout."""
+
+    def step(params, rows: Rows):
+        return apply_loss(model, params, rows, corrupt_rows(rows), score=True)[1]
+
+    return step

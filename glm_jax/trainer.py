@@ -1,0 +1,290 @@
+"""The training loop, read from top to bottom.
+
+Where a run starts: at its own newest checkpoint, else from `init_from`, else from fresh parameters. A step is a pure
+function of (state, rows) and rows follow from the step's number, so a run that was killed goes on bit for bit.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from glm_jax import data, program, sharding
+from glm_jax.checkpoint import Checkpointer, write_json_atomic
+from glm_jax.corruption import OBJECTIVES
+from glm_jax.durations import due
+from glm_jax.model import parameter_count
+from glm_jax.report import Report, duration, plot_loss
+from glm_jax.run_folder import BEST, RunFolder, load_run
+from glm_jax.samples import fill_held_out
+from glm_jax.train_step import Rows
+from glm_jax.validation import baselines, evaluate, held_out_rows
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or the gradient is no longer a number."""
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, and saved its state first."""
+
+
+def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Trains until the config's duration is over, in the run folder `workdir`; resumes what it finds there.
+
+    Returns the final result, as in result.json. Raises ValueError for a config, a corpus or a folder that cannot be
+    used, before anything is compiled; NonFiniteError when training diverges; Interrupted after Ctrl-C or SIGTERM.
+    """
+    began = time.perf_counter()
+    leader = jax.process_index() == 0
+
+    # ---------------------------------------------------------------- what is wrong shows before the work starts
+    mesh, rules = program.check(config)
+    folder = RunFolder(pathlib.Path(workdir))
+    if leader:
+        folder.claim(config)
+
+    # ---------------------------------------------------------------- text
+    dataset = data.load(config.data.to_dict())
+    tokenizer, held_out = dataset.tokenizer, dataset.validation_rows
+    if held_out is None:
+        raise ValueError("nothing is held out: set validation_fraction, _split or _source of a corpus")
+    if leader:
+        tokenizer.save(folder.tokenizer)
+    for name, facts in dataset.statistics.items():
+        train_part = facts["train"]
+        logger.info(
+            "corpus %s: %.0f %% of the rows; %d documents, %d tokens, %.2f bytes a token; held out: %d tokens",
+            name, 100 * facts["share"], train_part["documents"], train_part["tokens"], train_part["bytes_per_token"],
+            facts.get("validation", {"tokens": 0})["tokens"],
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------- program and state
+    schedule = program.schedule_of(config, rows=len(dataset.train_rows))
+    run = program.build(
+        config, schedule, mesh, rules,
+        vocab_size=tokenizer.vocab_size, special=tokenizer.special, sentence_ends=tokenizer.sentence_ends(),
+    )  # fmt: skip
+    _say_what_runs(config, run, schedule, len(dataset.train_rows))
+    process, processes = sharding.process_shard(mesh, rules)
+    batches = data.train_iterator(
+        dataset.train_rows, batch_size=config.batch_size, seed=config.seed, process_index=process,
+        process_count=processes,
+    )  # fmt: skip
+    eval_batch = config.batch_size // config.accumulation
+    validate = functools.partial(held_out_rows, held_out, eval_batch, config.eval_examples)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run.activate())
+        keep_best = BEST if config.keep_best else None
+        checkpoints = stack.enter_context(
+            Checkpointer(folder.checkpoints, keep_last=config.keep_last, keep_best=keep_best)
+        )
+        if checkpoints.steps():
+            restored = checkpoints.restore(run.abstract_state)
+            state, start = restored.state, restored.step
+            batches.set_state(restored.data_position)
+            logger.info("%s; data goes on at example %d", restored, restored.data_position["next_example"])
+        else:
+            state, start = run.init(jax.random.key(config.seed)), 0
+            if config.init_from is not None:
+                state = state.replace(params=_parameters_of(config.init_from, run))
+            logger.info("fresh start: %s", config.init_from or "new parameters")
+        report = None
+        if leader:
+            report = stack.enter_context(contextlib.closing(Report(folder.path, start=start, total=schedule.total)))
+        ngrams = {}
+        if leader and schedule.evaluate:
+            ngrams = baselines(run, dataset.ngram_baseline(), validate(), tokenizer.special.cls)
+            report.say("baselines on the held-out targets: " + _numbers(ngrams) + " nats per text token")
+        stop = stack.enter_context(_StopSignals())
+
+        # ------------------------------------------------------------ the loop
+        window, pending, validation = _Window(config, state), None, {}
+        for step in range(start + 1, schedule.total + 1):
+            waiting = time.perf_counter()
+            rows = sharding.host_to_device(Rows(**next(batches)), mesh, rules)
+            position = batches.get_state()
+            window.stalled += time.perf_counter() - waiting
+            state, metrics = run.train_step(state, rows)
+            if pending is not None:
+                window.add(*pending)  # fetched while this step runs
+            pending = (step, metrics)
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                logger.info("first step done %s after the start; it compiled", duration(time.perf_counter() - began))
+                window.restart()
+
+            log, evaluating, show, save = (
+                due(step, every, schedule.total)
+                for every in (schedule.log, schedule.evaluate, schedule.show, schedule.checkpoint)
+            )
+            stopping = stop.agreed()
+            if not (log or evaluating or show or save or stopping):
+                continue
+            window.add(*pending)  # so nothing is saved or shown before its loss is known to be a number
+            pending = None
+            if log:
+                values = window.close()
+                if report:
+                    report.metrics(step, values)
+                    report.progress(step, values)
+            aside = time.perf_counter()
+            if evaluating:
+                validation = evaluate(run, state.params, validate(process=process, processes=processes))
+                if report:
+                    report.metrics(step, validation)
+                    report.say(f"step {step}: {_numbers(validation)}")
+            if show:
+                text = fill_held_out(run.model, state.params, tokenizer, held_out, seed=config.seed)
+                if report:
+                    report.say(text)
+                    _append(folder.path / "samples.md", f"## step {step}\n\n{text}\n\n")
+            if save or stopping or step == schedule.total:
+                checkpoints.save(step, state, position, validation if evaluating else None)
+            if stopping and step < schedule.total:
+                checkpoints.wait()
+                raise Interrupted(f"stopped after step {step}, which is saved: the same command goes on from there")
+            window.exclude(time.perf_counter() - aside)
+
+        # ------------------------------------------------------------ the result
+        checkpoints.wait()
+        final = evaluate(run, state.params, validate(process=process, processes=processes))
+        result = {
+            "step": schedule.total,
+            "parameters": parameter_count(run.model.config),
+            **final,
+            **{f"{name}_baseline": value for name, value in ngrams.items()},
+            "seconds": time.perf_counter() - began,
+        }
+        if report:
+            write_json_atomic(folder.path / "result.json", result)
+            picture = plot_loss(folder.path, ngrams)
+            report.say(
+                f"done: validation loss {final['validation_loss']:.3f} nats per target; on text targets "
+                f"{final['validation_text_loss']:.3f}, where a unigram has {ngrams.get('unigram', math.nan):.3f} and a "
+                f"bigram {ngrams.get('bigram', math.nan):.3f}\nloss curve: {picture}\nrun folder: {folder.path}"
+            )
+        return result
+
+
+class _Window:
+    """Metrics since the last log line."""
+
+    def __init__(self, config, state):
+        self._raw_tokens_per_step = config.batch_size * config.data.sequence_length
+        self._state = state
+        self.restart()
+
+    def restart(self):
+        self._metrics, self._began, self.stalled, self._excluded = [], time.perf_counter(), 0.0, 0.0
+
+    def add(self, step, metrics):
+        metrics = jax.device_get(metrics)
+        for name in ("loss", "grad_norm"):
+            if not np.isfinite(metrics[name]):
+                raise NonFiniteError(
+                    f"{name} is {metrics[name]} at step {step}. The last checkpoint is intact: resume it with a lower "
+                    "schedule.peak, a longer warm-up or smaller max_grad_norm; nothing of this step was saved"
+                )
+        self._metrics.append(metrics)
+
+    def exclude(self, seconds):
+        self._excluded += seconds
+
+    def close(self) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
+        steps = len(self._metrics)
+        last = self._metrics[-1]
+        sums = [m["sums"] for m in self._metrics]
+        loss, weight = (np.sum([getattr(s, name) for s in sums], axis=0) for name in ("loss", "weight"))
+        raw = sum(float(s.raw_tokens) for s in sums)
+        values = {
+            "loss": float(loss.sum() / weight.sum()),
+            "grad_norm": float(last["grad_norm"]),
+            "learning_rate": float(last["learning_rate"]),
+            "tokens_per_second": raw / seconds,
+            "seconds_per_step": seconds / max(steps, 1),
+            "input_stall": self.stalled / seconds,
+            "targets_per_token": float(weight.sum() / max(raw, 1)),
+        }
+        used = np.flatnonzero(weight.sum(1))
+        if len(used) > 1:
+            values |= {f"{OBJECTIVES[i]}_loss": float(loss[i].sum() / weight[i].sum()) for i in used}
+        self.restart()
+        return values
+
+
+class _StopSignals:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+
+    def __enter__(self):
+        self._asked, self._previous = False, {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # only the main thread may listen
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number, frame):
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+        logger.warning("%s: saving after this step", signal.Signals(number).name)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked: all must stop after the same step."""
+        if jax.process_count() == 1:
+            return self._asked
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(np.array(self._asked)).any())
+
+    def __exit__(self, *error):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _parameters_of(path, run: program.Program):
+    loaded = load_run(path)
+    shapes = jax.tree.map(lambda a: a.shape, loaded.params), jax.tree.map(lambda a: a.shape, run.abstract_state.params)
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"init_from {path}: its model has other shapes ({loaded.model.config}); use the same model")
+    return jax.tree.map(jax.device_put, loaded.params, run.shardings.params)
+
+
+def _say_what_runs(config, run, schedule, rows):
+    length = config.data.sequence_length
+    capacity, model = run.corruption.capacity(length), run.model.config
+    logger.info(
+        "model: %.2f M parameters, %d layers, width %d, %d heads, vocabulary %d, computes in %s; mesh %s",
+        parameter_count(model) / 1e6, model.num_layers, model.hidden_size, model.num_heads, model.vocab_size,
+        model.dtype, dict(run.mesh.shape),
+    )  # fmt: skip
+    logger.info(
+        "run: %d steps x %d rows x %d tokens = %.1f M tokens, %.2f epochs; warm-up %d steps, decay until %d",
+        schedule.total, config.batch_size, length, schedule.total * config.batch_size * length / 1e6,
+        schedule.total * config.batch_size / rows, schedule.warmup, schedule.decay,
+    )  # fmt: skip
+    logger.info(
+        "corruption: T = %d, at most %d blanks and %d targets an example; blank infilling wants more with p = %.1e",
+        run.corruption.sequence_length(length), capacity.max_spans, capacity.max_targets, capacity.cap_rate,
+    )  # fmt: skip
+
+
+def _numbers(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+def _append(path: pathlib.Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)

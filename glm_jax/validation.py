@@ -1,0 +1,69 @@
+"""Held-out loss, and the n-gram baselines on the very same targets."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from glm_jax import data, sharding
+from glm_jax.corruption import OBJECTIVES
+from glm_jax.data.ngram import NgramBaseline
+from glm_jax.program import Program
+from glm_jax.train_step import Rows, Sums
+
+
+def held_out_rows(rows, batch_size: int, max_examples: int | None, process: int = 0, processes: int = 1):
+    """Batches of validation rows for this process: fixed order, evenly spread over the set, padded at the end."""
+    max_batches = None if max_examples is None else max(1, max_examples // batch_size)
+    for batch in data.validation_batches(
+        rows, batch_size=batch_size, process_index=process, process_count=processes, max_batches=max_batches
+    ):
+        yield Rows(**batch)
+
+
+def evaluate(program: Program, params, batches: Iterator[Rows]) -> dict[str, float]:
+    """Validation metrics, weighted by targets over all batches: independent of the batch size.
+
+    `validation_loss` counts every target, `validation_text_loss` leaves the end tokens out, and one loss an objective
+    is added where there are several. Losses are nats per target token.
+    """
+    total = None
+    for rows in batches:
+        sums = program.eval_step(params, sharding.host_to_device(rows, program.mesh, program.rules))
+        total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+    return summarise(jax.device_get(total), "validation_")
+
+
+def summarise(sums: Sums, prefix: str = "") -> dict[str, float]:
+    """Means from sums on the host."""
+    loss, weight = np.asarray(sums.loss, np.float64), np.asarray(sums.weight, np.float64)
+
+    def mean(part):
+        return float(loss[part].sum() / max(weight[part].sum(), 1))
+
+    means = {"loss": mean(...), "text_loss": mean(np.s_[:, 0])}
+    used = [i for i in range(len(OBJECTIVES)) if weight[i].sum()]
+    if len(used) > 1:
+        means |= {f"{OBJECTIVES[i]}_loss": mean(i) for i in used}
+    if sums.correct:
+        means["accuracy"] = float(sums.correct / max(weight.sum(), 1))
+    return {prefix + name: value for name, value in means.items()}
+
+
+def baselines(program: Program, ngrams: NgramBaseline, batches: Iterator[Rows], cls: int) -> dict[str, float]:
+    """Unigram and bigram loss in nats per target on the text targets that `evaluate` scores, from the same batches.
+
+    The bigram sees the token before the target in the original text. End tokens are left out: they are not text.
+    """
+    unigram = bigram = count = 0.0
+    for rows in batches:
+        batch = jax.device_get(program.corrupt_held_out(rows))
+        width = rows.tokens.shape[1]
+        text = (batch.target_weights > 0) & (batch.target_source < width)
+        row, slot = np.nonzero(text)
+        source, target = batch.target_source[row, slot], batch.target_ids[row, slot]
+        previous = np.where(source > 0, rows.tokens[row, np.maximum(source - 1, 0)], cls)
+        unigram += ngrams.unigram_nll(target).sum()
+        bigram += ngrams.nll(previous, target).sum()
+        count += len(target)
+    return {"unigram": float(unigram / max(count, 1)), "bigram": float(bigram / max(count, 1))}

@@ -1,0 +1,126 @@
+"""The visibility rule and the attention that obeys it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glm_jax.attention import BACKENDS, attention, dropout, visible
+
+B, T, N, H = 4, 9, 2, 8
+PREFIXES = jnp.array([0, 3, 9, 1], jnp.int32)
+
+
+@pytest.fixture
+def qkv():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.normal(size=(3, B, T, N, H)), jnp.float32)
+
+
+def written_out(q, k, v, prefix, positions):
+    """One row at a time, one query at a time, over the keys that the paper lets it see; float64."""
+    q, k, v, out = *(np.asarray(a, np.float64) for a in (q, k, v)), np.zeros(q.shape)
+    for b in range(B):
+        for i, position in enumerate(positions[b]):
+            seen = [j for j in range(T) if j < prefix[b] or j <= position]
+            for n in range(N):
+                scores = np.array([q[b, i, n] @ k[b, j, n] for j in seen]) / np.sqrt(H)
+                weights = np.exp(scores - scores.max())
+                out[b, i, n] = sum(w * v[b, j, n] for w, j in zip(weights / weights.sum(), seen, strict=True))
+    return out
+
+
+def test_visible_is_the_rule_of_the_original():
+    for prefix in range(T + 1):
+        seen = visible(np.int32(prefix), np.arange(T)[:, None], np.arange(T)[None, :])
+        expected = [[j <= i or j < prefix for j in range(T)] for i in range(T)]
+        np.testing.assert_array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_backend_obeys_the_rule(qkv, backend):
+    q, k, v = qkv
+    positions = np.tile(np.arange(T), (B, 1))
+    out = attention(q, k, v, PREFIXES, backend=backend)
+    np.testing.assert_allclose(out, written_out(q, k, v, PREFIXES, positions), atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_gradients_are_those_of_the_definition(qkv, backend):
+    direction = np.random.default_rng(1).normal(size=(B, T, N, H)).astype(np.float32)
+
+    def by_definition(q, k, v):
+        scores = jnp.einsum("bqnh,bknh->bnqk", q, k) / H**0.5
+        i, j = jnp.arange(T)[:, None], jnp.arange(T)[None, :]
+        seen = (j <= i)[None, None] | (j[None, None] < PREFIXES[:, None, None, None])
+        weights = jnp.where(seen, jnp.exp(scores), 0.0)
+        return jnp.einsum("bnqk,bknh->bqnh", weights / weights.sum(-1, keepdims=True), v)
+
+    expected = jax.grad(lambda qkv: jnp.vdot(direction, by_definition(*qkv)))(qkv)
+    found = jax.grad(lambda qkv: jnp.vdot(direction, attention(*qkv, PREFIXES, backend=backend)))(qkv)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_queries_may_stand_anywhere(qkv):
+    q, k, v = qkv
+    positions = jnp.array([[8, 0], [3, 3], [1, 7], [4, 2]], jnp.int32)
+    q = q[:, :2]
+    out = attention(q, k, v, PREFIXES, query_index=positions)
+    np.testing.assert_allclose(out, written_out(q, k, v, PREFIXES, positions), atol=1e-6)
+
+
+def test_bfloat16_keeps_the_softmax_in_float32(qkv):
+    q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in qkv)
+    out = attention(q, k, v, PREFIXES)
+    assert out.dtype == jnp.bfloat16
+    exact = attention(*(a.astype(jnp.float32) for a in (q, k, v)), PREFIXES)
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.02)
+    exps = [e for e in jax.make_jaxpr(lambda *a: attention(*a, PREFIXES))(q, k, v).eqns if e.primitive.name == "exp"]
+    assert all(e.outvars[0].aval.dtype == jnp.float32 for e in exps)
+
+
+def test_large_scores_stay_finite(qkv):
+    q, k, v = qkv
+    out, gradients = jax.value_and_grad(lambda q: attention(1e4 * q, k, v, PREFIXES).sum())(q)
+    assert np.isfinite(out)
+    assert np.isfinite(gradients).all()
+
+
+def test_dropout_has_the_rate_and_keeps_the_mean():
+    x = jnp.ones((400, 500))
+    y = np.asarray(dropout(x, 0.1, jax.random.key(0)))
+    share = (y == 0).mean()
+    assert abs(share - 0.1) < 5 * np.sqrt(0.1 * 0.9 / x.size)
+    np.testing.assert_allclose(y[y != 0], 1 / 0.9, rtol=1e-6)
+    assert dropout(x, 0.0, jax.random.key(0)) is x
+    assert dropout(x, 0.1, None) is x
+
+
+def test_attention_dropout_drops_probabilities(qkv):
+    q, k, _ = qkv
+    ones = jnp.ones((B, T, N, H))
+    kept = attention(q, k, ones, PREFIXES, dropout_rate=0.5, dropout_key=jax.random.key(1))
+    # All values are 1, so the output is the kept probability mass: the same for every column of a head, 1 on average.
+    np.testing.assert_allclose(kept, np.broadcast_to(kept[..., :1], kept.shape), atol=1e-6)
+    assert len(np.unique(np.asarray(kept[..., 0]).round(4))) > B * T
+    many = jax.vmap(lambda key: attention(q, k, ones, PREFIXES, dropout_rate=0.5, dropout_key=key))(
+        jax.random.split(jax.random.key(2), 500)
+    )
+    np.testing.assert_allclose(many.mean(), 1.0, atol=0.02)
+
+
+def test_no_random_numbers_without_dropout(qkv):
+    def program(rate):
+        key = jax.random.key(0)
+        return str(jax.make_jaxpr(lambda *a: attention(*a, PREFIXES, dropout_rate=rate, dropout_key=key))(*qkv))
+
+    assert "random_bits" in program(0.1)
+    assert "random_bits" not in program(0.0)
+
+
+def test_errors_name_the_way_out(qkv):
+    q, k, v = qkv
+    with pytest.raises(ValueError, match="unknown attention backend 'flesh'; known: auto, dense"):
+        attention(q, k, v, PREFIXES, backend="flesh")
+    with pytest.raises(ValueError, match="pass query_index"):
+        attention(q[:, :2], k, v, PREFIXES)
