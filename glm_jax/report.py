@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Mapping
 
 
@@ -17,7 +16,7 @@ class Report:
     def __init__(self, directory: pathlib.Path, *, start: int, total: int, stream=None):
         from tensorboardX import SummaryWriter
 
-        self._directory, self._total, self._start = directory, total, start
+        self._total = total
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
         self._path = directory / "metrics.jsonl"
@@ -27,7 +26,6 @@ class Report:
         os.replace(temporary, self._path)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None)
-        self._began, self._time = time.perf_counter(), None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the metrics of `step` to the files."""
@@ -38,9 +36,7 @@ class Report:
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """Shows step, loss, rate and time left: a line that is rewritten on a terminal, else one more line."""
-        done, left = step - self._start, self._total - step
-        elapsed = time.perf_counter() - self._began
-        remaining = elapsed / max(done, 1) * left
+        remaining = values["seconds_per_step"] * (self._total - step)
         text = (
             f"step {step}/{self._total}  loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tokens/s  "
             f"lr {values['learning_rate']:.2e}  grad norm {values['grad_norm']:.2f}  left {duration(remaining)}"

@@ -18,7 +18,7 @@ def fill_held_out(model: GLM, params, tokenizer: Tokenizer, rows, *, count: int 
     """
     special = tokenizer.special
     window = min(_WINDOW, rows.sequence_length)
-    chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, count + 2).astype(int)[1:-1]]
+    chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, count + 2).astype(int)[1:-1].tolist()]
     tokens = np.stack([row["tokens"][:window] for row in chosen])
     lengths = np.array([min(int(row["length"]), window) for row in chosen], np.int32)
     config = CorruptionConfig(single_span_prob=1.0)

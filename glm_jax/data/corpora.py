@@ -1,7 +1,9 @@
 """Sources of documents, each with a training and a validation split that never overlap."""
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -156,7 +158,11 @@ def _open_bible(spec: CorpusSpec, tfds_dir: str) -> TfdsCorpus:
 
     tfds.disable_progress_bar()
     builder = Bible(config=config, data_dir=tfds_dir, file_format="array_record")
-    builder.download_and_prepare()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, and there is none
+            builder.download_and_prepare()
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"cannot build the embedded corpus in {tfds_dir}: {error}; set another data_dir") from error
     return TfdsCorpus(spec, builder)
 
 

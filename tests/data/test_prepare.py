@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_nothing_half_written(corpus, tokenizer, tmp_path, mo
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))  # no file may grow beyond a kilobyte
     try:
-        with pytest.raises(DataError, match=r"cannot write to .*File too large.*; nothing is half-written, so make room"):
+        with pytest.raises(DataError, match=r"cannot write to .*File too large.*; nothing is half-written"):
             run(corpus, tokenizer, tmp_path / "data")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -144,7 +144,7 @@ def test_short_empty_and_huge_documents(tokenizer, tmp_path):
     store = run(corpus, tokenizer, tmp_path)
     assert store.lengths[0] == 1
     assert (len(store), store.index["empty"]) == (3, 1)  # the zero-width space is normalised to nothing
-    assert tokenizer.decode(store[2][:1000]).startswith("cats and dogs cats")
+    assert tokenizer.decode(store[1][:1000]).startswith("cats and dogs cats")
     assert store.lengths[1] > 2_000_000
 
 

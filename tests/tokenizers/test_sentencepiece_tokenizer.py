@@ -158,7 +158,7 @@ def test_a_model_without_the_special_tokens_is_refused():
 
 
 def test_long_lines_take_part_in_the_training():
-    line = " ".join(make_texts(3000))  # one line of half a megabyte: SentencePiece alone would skip it
+    line = " ".join(make_texts(8000))  # one line of more than a megabyte, which SentencePiece alone would skip
     tokenizer = sentencepiece_tokenizer.train([line.replace("\n", " ")], vocab_size=330)
     assert "▁wizards" in [tokenizer.id_to_piece(i) for i in range(330)]
 

@@ -1,0 +1,132 @@
+"""The optimizer step against the original's, and against itself under other splits of the batch."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from corruption_records import SPECIAL
+from megatron_layout import from_state_dict
+
+from glm_jax import optimizer
+from glm_jax.batch import Batch
+from glm_jax.corruption import CorruptionConfig
+from glm_jax.model import GLM, GLMConfig
+from glm_jax.sharding import unbox
+from glm_jax.train_step import Rows, TrainState, init_state, make_corrupt, make_eval_step, make_train_step
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CONFIG_A = GLMConfig(
+    vocab_size=128, num_layers=3, hidden_size=64, num_heads=4, max_position_embeddings=64, hidden_dropout=0.0,
+    attention_dropout=0.0, dtype="float32",
+)  # fmt: skip
+
+
+def test_twelve_steps_equal_the_original():
+    """Losses, gradient norms, rates and the final parameters of the original's AdamW run."""
+    golden = np.load(GOLDEN / "train_steps_A.npz")
+    rate = optimizer.schedule("cosine", 4e-3, 20, warmup=0.1, decay_ratio=0.05)
+    params = from_state_dict(dict(np.load(GOLDEN / "ckpt_A.npz")), CONFIG_A.num_heads)
+    tx = optimizer.make_optimizer(params, rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, max_grad_norm=1.0)
+    batches = {name: golden[name] for name in ("input_ids", "position_ids", "sep", "target", "loss_mask")}
+    width = batches["input_ids"].shape[-1]
+
+    def as_batch(number):
+        ids = batches["input_ids"][number]
+        everywhere = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
+        return Batch(
+            tokens=ids.astype(np.int32),
+            position_ids=batches["position_ids"][number][:, 0].astype(np.int32),
+            block_position_ids=batches["position_ids"][number][:, 1].astype(np.int32),
+            prefix_lengths=batches["sep"].astype(np.int32),
+            target_index=everywhere,
+            target_ids=batches["target"][number].astype(np.int32),
+            target_weights=batches["loss_mask"][number].astype(np.float32),
+            target_source=np.zeros_like(everywhere),
+            objective=np.zeros(len(ids), np.int32),
+        )
+
+    # The golden batches are corrupted already: the rows carry their number, and "corruption" looks them up.
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(as_batch, range(12)))
+    step = make_train_step(
+        GLM(CONFIG_A), tx, lambda rows: jax.tree.map(lambda x: x[rows.index[0]], stacked), seed=0
+    )
+    step = jax.jit(step)
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
+    for number in range(12):
+        rows = Rows(jnp.zeros((4, width), jnp.int32), jnp.full(4, width), jnp.full(4, number, jnp.uint32))
+        state, metrics = step(state, rows)
+        np.testing.assert_allclose(metrics["loss"], golden["loss"][number], rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], golden["grad_norm"][number], rtol=1e-4)
+        np.testing.assert_allclose(metrics["learning_rate"], golden["lr"][number], rtol=1e-6)
+    final = {name.removeprefix("final/"): golden[name] for name in golden.files if name.startswith("final/")}
+    expected = from_state_dict(final, CONFIG_A.num_heads)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0), state.params, expected)
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = GLMConfig(
+        vocab_size=1024, num_layers=2, hidden_size=32, num_heads=2, max_position_embeddings=64, hidden_dropout=0.0,
+        attention_dropout=0.0, dtype="float32",
+    )  # fmt: skip
+    model = GLM(config)
+    tx = optimizer.make_optimizer(jax.eval_shape(lambda: init_state(model, optax.identity(), jax.random.key(0)).params), 1e-2)
+    ends = np.arange(1024) % 17 == 0
+    corruption = CorruptionConfig(sentence=0.5, document=0.5, task_masks=True)
+    return model, tx, make_corrupt(3, corruption, SPECIAL, ends)
+
+
+def _rows(count, step, seed=0):
+    rng = np.random.default_rng(seed + step)
+    tokens = rng.integers(20, 1000, (count, 48)).astype(np.int32)
+    tokens[:, 0], tokens[:, -1] = SPECIAL.cls, SPECIAL.eos
+    return Rows(tokens, np.full(count, 48, np.int32), np.arange(step * count, (step + 1) * count, dtype=np.uint32))
+
+
+def test_accumulation_changes_nothing(small, accumulation=4):
+    """Token-weighted: the same losses and parameters as the whole batch at once, though targets differ in number."""
+    model, tx, corrupt_rows = small
+    whole = unbox(init_state(model, tx, jax.random.key(1)))
+    parts = jax.tree.map(jnp.copy, whole)
+    one = jax.jit(make_train_step(model, tx, corrupt_rows, seed=3))
+    many = jax.jit(make_train_step(model, tx, corrupt_rows, seed=3, accumulation=accumulation))
+    for step in range(3):
+        whole, expected = one(whole, _rows(8, step))
+        parts, metrics = many(parts, _rows(8, step))
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"], rtol=1e-4)
+        np.testing.assert_array_equal(metrics["sums"].weight, expected["sums"].weight)
+
+
+def test_a_micro_batch_is_corrupted_as_in_the_whole_batch(small):
+    _, _, corrupt_rows = small
+    whole = corrupt_rows(_rows(8, 0))
+    for micro in range(4):
+        part = corrupt_rows(jax.tree.map(lambda x, m=micro: x[m::4], _rows(8, 0)))
+        jax.tree.map(lambda a, b, m=micro: np.testing.assert_array_equal(a[m::4], b), whole, part)
+
+
+def test_padding_rows_count_nothing(small):
+    model, tx, corrupt_rows = small
+    params = unbox(init_state(model, tx, jax.random.key(1))).params
+    evaluate = jax.jit(make_eval_step(model, corrupt_rows))
+    rows = _rows(8, 0)
+    some = evaluate(params, jax.tree.map(lambda x: x[:5], rows))
+    padded = evaluate(params, rows.replace(lengths=np.where(np.arange(8) < 5, rows.lengths, 0)))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), some, padded)
+
+
+def test_dropout_differs_by_step_and_micro_batch(small):
+    model, tx, corrupt_rows = small
+    noisy = GLM(GLMConfig(**{**vars(model.config), "hidden_dropout": 0.3}))
+    state = unbox(init_state(noisy, tx, jax.random.key(1)))
+    frozen = jax.jit(make_train_step(noisy, tx, corrupt_rows, seed=3))
+    _, first = frozen(state, _rows(8, 0))
+    _, again = frozen(state, _rows(8, 0))
+    _, later = frozen(state.replace(step=jnp.int32(5)), _rows(8, 0))
+    assert first["loss"] == again["loss"]
+    assert first["loss"] != later["loss"]
