@@ -41,7 +41,7 @@ RULES: Rules = {
 
 
 def choose_mesh_shape(
-    devices: Sequence[jax.Device] | None = None, embed_size: int | None = None
+    devices: Sequence[Any] | None = None, embed_size: int | None = None
 ) -> tuple[dict[str, int], str]:
     """Returns the "auto" mesh shape and one sentence that explains it.
 
@@ -66,14 +66,14 @@ def choose_mesh_shape(
 
 def make_mesh(
     shape: Mapping[str, Any] | str = "auto",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     embed_size: int | None = None,
 ) -> Mesh:
     """Returns a mesh with the axes data, fsdp, tensor, all `AxisType.Auto` (`jax.make_mesh` alone makes Explicit ones).
 
     Args:
       shape: sizes by axis name, absent axes are 1, one may be -1 for "the rest"; or "auto" (`choose_mesh_shape`).
-      devices: all devices of all hosts by default.
+      devices: all devices of all hosts by default; or those of an ahead-of-time topology.
       embed_size: model width, used by "auto".
 
     Raises:
@@ -353,7 +353,7 @@ def _complete(shape: Mapping[str, Any], devices: int) -> dict[str, int]:
     return sizes
 
 
-def _group_sizes(devices: Sequence[jax.Device], attribute: str) -> list[int]:
+def _group_sizes(devices: Sequence[Any], attribute: str) -> list[int]:
     groups: dict[int, int] = {}
     for device in devices:
         index = getattr(device, attribute, 0) or 0

@@ -84,6 +84,15 @@ def test_parameters_alone(tmp_path):
             reader.save(3, states[1], {})
 
 
+def test_reader_follows_a_running_writer(tmp_path):
+    state = make_state()
+    with Checkpointer(tmp_path) as writer, Checkpointer(tmp_path, read_only=True) as reader:
+        assert reader.steps() == []
+        writer.save(1, state, {})
+        writer.wait()
+        assert reader.steps() == [1]
+
+
 def test_saved_state_is_that_of_the_call(tmp_path):
     """The writing goes on while the next steps reuse (donate) the buffers."""
     state = jax.tree.map(lambda x: x + 0, make_state(1))

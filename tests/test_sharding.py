@@ -75,6 +75,34 @@ def test_auto_mesh_and_its_explanation():
     assert "model width 12 (8 does not)" in why
 
 
+class FakeTPU:
+    """A CPU device that claims to be one of four on a 2 x 2 TPU slice."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, device):
+        self.device, self.id = device, device.id
+        self.slice_index, position = divmod(device.id, 4)
+        self.coords = (position % 2, position // 2, 0)
+
+    def __getattr__(self, name):
+        return getattr(self.device, name)
+
+
+@on_eight_devices
+def test_only_data_crosses_tpu_slices():
+    devices = [FakeTPU(device) for device in jax.devices()]
+    shape, why = sharding.choose_mesh_shape(devices)
+    assert shape == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert "8 TPU v5 lite in 2 TPU slice(s)" in why
+    mesh = sharding.make_mesh({"data": 4, "fsdp": 2}, devices)
+    slices = [[device.slice_index for device in row] for row in mesh.devices.reshape(4, 2)]
+    assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    with pytest.raises(ValueError, match="over 2 TPU slices: data must be a multiple of 2"):
+        sharding.make_mesh({"fsdp": 8}, devices)
+
+
 @on_eight_devices
 @pytest.mark.parametrize(
     ("shape", "message"),
