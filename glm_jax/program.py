@@ -112,10 +112,13 @@ def schedule_of(config: ConfigDict, rows: int | None = None) -> Schedule:
             f"1 … {2**32 // config.batch_size}, because examples are numbered with 32 bits"
         )
     decay = steps(config.schedule.decay, name="schedule.decay", total_steps=total)
+    warmup = steps(config.schedule.warmup, name="schedule.warmup", total_steps=decay)
+    if "%" in config.schedule.warmup:  # rounded up, it would be more than half of a run of a few steps
+        warmup = min(warmup, decay // 2)
     return Schedule(
         total=total,
         decay=decay,
-        warmup=steps(config.schedule.warmup, name="schedule.warmup", total_steps=decay),
+        warmup=warmup,
         log=steps(config.log_every, name="log_every", total_steps=total),
         evaluate=steps(config.eval_every, name="eval_every", total_steps=total),
         show=steps(config.show_every, name="show_every", total_steps=total),
