@@ -64,13 +64,13 @@ def attention(
 
 def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key):
     """The rule written out: all scores at once, [B N Q T]. The reference for every other backend."""
+    # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32, precision=precision)
-    scores = scores * q.shape[-1] ** -0.5
     key_index = jnp.arange(k.shape[1], dtype=jnp.int32)
     seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :])
-    probabilities = jax.nn.softmax(jnp.where(seen[:, None], scores, _HIDDEN), axis=-1)
-    probabilities = dropout(probabilities, dropout_rate, dropout_key).astype(q.dtype)
+    scores = jnp.where(seen[:, None], scores * q.shape[-1] ** -0.5, _HIDDEN)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key).astype(q.dtype)
     return jnp.einsum("bnqk,bknh->bqnh", probabilities, v, precision=precision)
 
 

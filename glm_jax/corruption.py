@@ -126,8 +126,8 @@ class CorruptionConfig:
         return length if self.masked_lm else length + 2 * self.capacity(length).max_spans
 
     def max_block_position(self, length: int) -> int:
-        """The largest second position that an example can hold."""
-        longest = length if self.sentence or self.document else min(self.longest_span, length)
+        """The largest second position that an example can hold: a row's [CLS] is never blanked."""
+        longest = length - 1 if self.sentence or self.document else min(self.longest_span, length - 1)
         return longest + 1 if self.block_positions else 1
 
 

@@ -20,8 +20,7 @@ from flax.core import meta
 from jaxtyping import Array, Float, Int
 
 from glm_jax.attention import BACKENDS, attention, dropout
-
-LAYERNORM_EPSILON = 1e-5  # fixed in the original
+from glm_jax.layers import Embedding, LayerNorm, Linear
 
 # What a layer keeps for the backward pass, from everything to nothing.
 REMAT_POLICIES = {
@@ -132,91 +131,6 @@ def check_lengths(config: GLMConfig, position_ids: Any, block_position_ids: Any 
             )
 
 
-def _normal(stddev, *axes):
-    return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
-
-
-def _zeros(*axes):
-    return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
-
-
-class Embedding(nn.Module):
-    """A table [rows D]; an id outside it gives NaN, not the nearest row."""
-
-    rows: int
-    row_axis: str
-    config: GLMConfig
-
-    def setup(self):
-        """Declares the table."""
-        config = self.config
-        self.embedding = self.param(
-            "embedding", _normal(config.init_std, self.row_axis, "embed"), (self.rows, config.hidden_size), jnp.float32
-        )
-
-    def __call__(self, ids: Int[Array, "*shape"]) -> Float[Array, "*shape D"]:
-        """Rows of the table in the compute dtype."""
-        return jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.config.dtype)
-
-    def attend(self, hidden: Float[Array, "*shape D"]) -> Float[Array, "*shape V"]:
-        """Products of `hidden` with every row: inputs in the compute dtype, sums in float32."""
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            self.embedding.astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-            precision=_precision(hidden.dtype),
-        )
-
-
-def _precision(dtype):
-    # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-def _expand(x, ndim):
-    return jax.lax.expand_dims(x, range(ndim - x.ndim))
-
-
-class Linear(nn.Module):
-    """x · kernel + bias over the last axes of x; kernel [*inputs *outputs], bias [*outputs]."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    axes: tuple[str, ...]
-    stddev: float
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "..."], part: slice = slice(None)) -> Float[Array, "..."]:
-        """`part` computes that slice of the first output axis only."""
-        kernel = self.param("kernel", _normal(self.stddev, *self.axes), self.inputs + self.outputs, jnp.float32)
-        bias = self.param("bias", _zeros(*self.axes[len(self.inputs) :]), self.outputs, jnp.float32)
-        n = len(self.inputs)
-        kernel, bias = kernel[(slice(None),) * n + (part,)].astype(self.dtype), bias[part].astype(self.dtype)
-        contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        y = jax.lax.dot_general(x, kernel, (contract, ((), ())), precision=_precision(x.dtype))
-        return y + _expand(bias, y.ndim)
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis with statistics in float32."""
-
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-        """Normalised x in the compute dtype."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
-        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", _zeros("embed"), (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + LAYERNORM_EPSILON)
-        return (normed * _expand(scale, x.ndim) + _expand(bias, x.ndim)).astype(self.dtype)
-
-
 def _rows(x, index):
     """Rows `index` [B K] of x, which holds B sequences as [B·T D] -> [B·K D]."""
     x = x.reshape(index.shape[0], -1, x.shape[-1])
@@ -245,10 +159,10 @@ class Attention(nn.Module):
             name="query_key_value",
         )  # fmt: skip
         if query_index is None:
-            q, k, v = jnp.moveaxis(project(x), 1, 0)
+            q, k, v = jnp.split(project(x), 3, axis=1)
         else:
-            q = project(_rows(x, query_index), slice(0, 1))[:, 0]
-            k, v = jnp.moveaxis(project(x, slice(1, 3)), 1, 0)
+            q = project(_rows(x, query_index), slice(0, 1))
+            k, v = jnp.split(project(x, slice(1, 3)), 2, axis=1)
         q, k, v = (
             nn.with_logical_constraint(a.reshape(batch, -1, *heads), ("batch", "sequence", "heads", "head_dim"))
             for a in (q, k, v)
@@ -320,10 +234,11 @@ class GLM(nn.Module):
     def setup(self):
         """Declares embeddings, stacked layers and the final layer norm."""
         config = self.config
-        self.word_embeddings = Embedding(config.vocab_size, "vocab", config)
-        self.position_embeddings = Embedding(config.num_positions, "positions", config)
+        table = functools.partial(Embedding, width=config.hidden_size, stddev=config.init_std, dtype=config.dtype)
+        self.word_embeddings = table(config.vocab_size, row_axis="vocab")
+        self.position_embeddings = table(config.num_positions, row_axis="positions")
         if config.block_positions:
-            self.block_position_embeddings = Embedding(config.num_positions, "positions", config)
+            self.block_position_embeddings = table(config.num_positions, row_axis="positions")
         self.layers = self.param("layers", self._init_layers)
         self.final_layernorm = LayerNorm(config.dtype)
 
@@ -352,7 +267,9 @@ class GLM(nn.Module):
         hidden = self.hidden_states(
             tokens, position_ids, block_position_ids, prefix_lengths, target_index, deterministic=deterministic
         )
-        return nn.with_logical_constraint(self.word_embeddings.attend(hidden), ("batch", "targets", "vocab"))
+        logits = self.word_embeddings.attend(hidden.reshape(-1, self.config.hidden_size))
+        logits = logits.reshape(*hidden.shape[:2], -1)
+        return nn.with_logical_constraint(logits, ("batch", "targets", "vocab"))
 
     def hidden_states(
         self,

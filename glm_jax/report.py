@@ -89,14 +89,13 @@ def plot_loss(directory: pathlib.Path, baselines: Mapping[str, float]) -> pathli
     if not train:
         return None
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(*zip(*train, strict=True), linewidth=0.8, alpha=0.7, label="training, all targets")
-    for key, label in (("validation_loss", "validation, all targets"), ("validation_text_loss", "validation, text")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    axes.plot(*zip(*train, strict=True), linewidth=0.8, alpha=0.7, label="training")
+    points = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label="validation")
     for number, (name, value) in enumerate(baselines.items()):
-        axes.axhline(value, linestyle="--", linewidth=1, color=f"C{7 + number}", label=f"{name} on the same text")
-    axes.set(xlabel="step", ylabel="nats per target token")
+        axes.axhline(value, linestyle="--", linewidth=1, color=f"C{7 + number}", label=f"{name.replace('_', ' ')}, same targets")
+    axes.set(xlabel="step", ylabel="nats per target")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path = directory / "loss.png"

@@ -7,7 +7,6 @@ function of (state, rows) and rows follow from the step's number, so a run that 
 import contextlib
 import functools
 import logging
-import math
 import pathlib
 import signal
 import time
@@ -26,7 +25,7 @@ from glm_jax.report import Report, duration, plot_loss
 from glm_jax.run_folder import BEST, RunFolder, load_run
 from glm_jax.samples import fill_held_out
 from glm_jax.train_step import Rows
-from glm_jax.validation import baselines, evaluate, held_out_rows
+from glm_jax.validation import BASELINES, baselines, evaluate, held_out_rows
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         ngrams = {}
         if leader and schedule.evaluate:
             ngrams = baselines(run, dataset.ngram_baseline(), validate(), tokenizer.special.cls)
-            report.say("baselines on the held-out targets: " + _numbers(ngrams) + " nats per text token")
+            report.say("baselines on the held-out targets, nats per target: " + _numbers(ngrams))
         stop = stack.enter_context(_StopSignals())
 
         # ------------------------------------------------------------ the loop
@@ -144,7 +143,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
                 validation = evaluate(run, state.params, validate(process=process, processes=processes))
                 if report:
                     report.metrics(step, validation)
-                    report.say(f"step {step}: {_numbers(validation)}")
+                    report.say(f"step {step}: {_beside(validation, ngrams)}")
             if show:
                 text = fill_held_out(run.model, state.params, tokenizer, held_out, seed=config.seed)
                 if report:
@@ -169,11 +168,9 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         }
         if report:
             write_json_atomic(folder.path / "result.json", result)
-            picture = plot_loss(folder.path, ngrams)
+            picture = plot_loss(folder.path, {n: ngrams[n] for n in BASELINES if n in ngrams})
             report.say(
-                f"done: validation loss {final['validation_loss']:.3f} nats per target; on text targets "
-                f"{final['validation_text_loss']:.3f}, where a unigram has {ngrams.get('unigram', math.nan):.3f} and a "
-                f"bigram {ngrams.get('bigram', math.nan):.3f}\nloss curve: {picture}\nrun folder: {folder.path}"
+                f"done: {_beside(final, ngrams)}\nloss curve: {picture}\nrun folder: {folder.path}"
             )
         return result
 
@@ -283,6 +280,17 @@ def _say_what_runs(config, run, schedule, rows):
 
 def _numbers(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+def _beside(validation: dict[str, float], ngrams: dict[str, float]) -> str:
+    """Validation loss, overall and by objective, each beside the baselines on the same targets."""
+    parts = []
+    for objective in ("", *(f"{name}_" for name in OBJECTIVES)):
+        if f"validation_{objective}loss" in validation:
+            others = [f"{n} {ngrams[objective + n]:.3f}" for n in BASELINES if objective + n in ngrams]
+            label = objective.rstrip("_").replace("_", " ") or "validation loss, nats per target"
+            parts.append(f"{label} {validation[f'validation_{objective}loss']:.3f} ({', '.join(others)})")
+    return "; ".join(parts)
 
 
 def _append(path: pathlib.Path, text: str) -> None:

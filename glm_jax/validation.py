@@ -11,6 +11,8 @@ from glm_jax.data.ngram import NgramBaseline
 from glm_jax.program import Program
 from glm_jax.train_step import Rows, Sums
 
+BASELINES = ("unigram", "bigram", "interpolated_bigram")
+
 
 def held_out_rows(rows, batch_size: int, max_examples: int | None, process: int = 0, processes: int = 1):
     """Batches of validation rows for this process: fixed order, evenly spread over the set, padded at the end."""
@@ -25,7 +27,7 @@ def evaluate(program: Program, params, batches: Iterator[Rows]) -> dict[str, flo
     """Validation metrics, weighted by targets over all batches: independent of the batch size.
 
     `validation_loss` counts every target, `validation_text_loss` leaves the end tokens out, and one loss an objective
-    is added where there are several. Losses are nats per target token.
+    is added where there are several. Losses are nats per target.
     """
     total = None
     for rows in batches:
@@ -51,19 +53,37 @@ def summarise(sums: Sums, prefix: str = "") -> dict[str, float]:
 
 
 def baselines(program: Program, ngrams: NgramBaseline, batches: Iterator[Rows], cls: int) -> dict[str, float]:
-    """Unigram and bigram loss in nats per target on the text targets that `evaluate` scores, from the same batches.
+    """Losses in nats per target of three n-gram models, on the very targets that `evaluate` scores.
 
-    The bigram sees the token before the target in the original text. End tokens are left out: they are not text.
+    unigram and bigram are smoothed by adding one to every count of the training text; interpolated_bigram is the
+    strongest that counts of pairs give. A bigram sees the token before the target in the original text. End tokens are
+    no text: each model gives them their true share of the objective's targets, and the text the rest.
+    Returns `{model}` over all targets and, where there are several objectives, `{objective}_{model}`.
     """
-    unigram = bigram = count = 0.0
+    losses, counts = np.zeros((len(OBJECTIVES), 3)), np.zeros((len(OBJECTIVES), 2))
     for rows in batches:
         batch = jax.device_get(program.corrupt_held_out(rows))
-        width = rows.tokens.shape[1]
-        text = (batch.target_weights > 0) & (batch.target_source < width)
-        row, slot = np.nonzero(text)
-        source, target = batch.target_source[row, slot], batch.target_ids[row, slot]
+        row, slot = np.nonzero(batch.target_weights > 0)
+        source, target, objective = batch.target_source[row, slot], batch.target_ids[row, slot], batch.objective[row]
+        text = source < rows.tokens.shape[1]
         previous = np.where(source > 0, rows.tokens[row, np.maximum(source - 1, 0)], cls)
-        unigram += ngrams.unigram_nll(target).sum()
-        bigram += ngrams.nll(previous, target).sum()
-        count += len(target)
-    return {"unigram": float(unigram / max(count, 1)), "bigram": float(bigram / max(count, 1))}
+        models = (
+            ngrams.unigram_nll(target),
+            ngrams.nll(previous, target, add_k=1.0),
+            ngrams.nll(previous, target),
+        )
+        for number, nll in enumerate(models):
+            losses[:, number] += np.bincount(objective[text], nll[text], minlength=len(OBJECTIVES))
+        for end in (0, 1):
+            counts[:, end] += np.bincount(objective[text != end], minlength=len(OBJECTIVES))
+    total = counts.sum(1)
+    share = counts / np.maximum(total, 1)[:, None]
+    # What telling text from end tokens costs: the entropy of their shares.
+    entropy = -(counts * np.log(np.where(share > 0, share, 1))).sum(1)
+    means = (losses + entropy[:, None]) / np.maximum(total, 1)[:, None]
+    overall = (losses.sum(0) + entropy.sum()) / max(total.sum(), 1)
+    result = dict(zip(BASELINES, overall.tolist(), strict=True))
+    used = np.flatnonzero(total)
+    if len(used) > 1:
+        result |= {f"{OBJECTIVES[i]}_{name}": float(means[i, n]) for i in used for n, name in enumerate(BASELINES)}
+    return result

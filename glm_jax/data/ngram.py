@@ -41,16 +41,21 @@ class NgramBaseline:
         """-log p(target) in nats, float64, of the targets' shape."""
         return -np.log(self._unigram(np.asarray(target_ids, np.int64)))
 
-    def nll(self, previous_ids: Int[np.ndarray, "..."], target_ids: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    def nll(
+        self, previous_ids: Int[np.ndarray, "..."], target_ids: Int[np.ndarray, "..."], add_k: float | None = None
+    ) -> Float[np.ndarray, "..."]:
         """-log p(target | previous) in nats, float64, of the targets' shape.
 
-        `previous_ids` are the tokens before the targets in the original text, CLS at its beginning.
+        `previous_ids` are the tokens before the targets in the original text, CLS at its beginning. With `add_k` the
+        plain p(b | a) = (c(a b) + k) / (c(a) + k V) in place of the interpolation, which is better.
         """
         previous, target = np.asarray(previous_ids, np.int64), np.asarray(target_ids, np.int64)
         keys = previous * len(self.unigram_counts) + target
         places = np.minimum(np.searchsorted(self.pair_keys, keys), len(self.pair_keys) - 1)
         pairs = np.where(self.pair_keys[places] == keys, self.pair_counts[places], 0)
         contexts = self.context_counts[previous]
+        if add_k is not None:
+            return -np.log((pairs + add_k) / (contexts + add_k * len(self.unigram_counts)))
         return -np.log((pairs + BIGRAM_PRIOR * self._unigram(target)) / (contexts + BIGRAM_PRIOR))
 
     def _unigram(self, target):

@@ -20,6 +20,7 @@ def test_counts_worked_by_hand(documents):
     np.testing.assert_allclose(baseline.unigram_nll(np.array([6])), -np.log(p6))
     np.testing.assert_allclose(baseline.nll(np.array([5]), np.array([6])), -np.log((2 + m * p6) / (2 + m)))
     np.testing.assert_allclose(baseline.nll(np.array([7]), np.array([6])), -np.log(p6))  # an unseen context
+    np.testing.assert_allclose(baseline.nll(np.array([5]), np.array([6]), add_k=1.0), -np.log(3 / 10))
 
 
 def test_both_are_distributions(documents):

@@ -1,0 +1,123 @@
+"""The plain layers of a Transformer, with logical axis names on their parameters: embedding, dense, layer norm.
+
+Parameters are float32; the compute dtype is a field. Activations are best [rows features]: on XLA's CPU backend dense
+layers on two axes run up to twice as fast, forward and backward, as on three, and elsewhere the reshape is free.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LAYERNORM_EPSILON = 1e-5  # fixed in the original
+
+
+class Embedding(nn.Module):
+    """A table [rows D]; an id outside it gives NaN, not the nearest row."""
+
+    rows: int
+    width: int
+    row_axis: str
+    stddev: float
+    dtype: str
+
+    def setup(self):
+        """Declares the table."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), (self.row_axis, "embed"))
+        self.embedding = self.param("embedding", init, (self.rows, self.width), jnp.float32)
+
+    def __call__(self, ids: Int[Array, "*shape"]) -> Float[Array, "*shape D"]:
+        """Rows of the table in the compute dtype."""
+        return jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+
+    def attend(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
+        """Products of `hidden` with every row of the table: inputs in the compute dtype, sums in float32."""
+        table = self.embedding.astype(hidden.dtype)
+        return product(hidden, jnp.swapaxes(table, 0, 1), "float32")
+
+
+class Linear(nn.Module):
+    """x · kernel + bias over the last axes of x; kernel [*inputs *outputs], bias [*outputs]."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axes: tuple[str, ...]
+    stddev: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "R *inputs"], part: slice = slice(None)) -> Float[Array, "R *outputs"]:
+        """`part` computes that slice of the first output axis only."""
+        n = len(self.inputs)
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
+        kernel = self.param("kernel", init, self.inputs + self.outputs, jnp.float32)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
+        bias = self.param("bias", zeros, self.outputs, jnp.float32)
+        kernel, bias = kernel[(slice(None),) * n + (part,)], bias[part]
+        return product(x, kernel.astype(self.dtype), self.dtype) + bias.astype(self.dtype)[None]
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis with statistics in float32."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "R D"]) -> Float[Array, "R D"]:
+        """Normalised x in the compute dtype."""
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",))
+        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + LAYERNORM_EPSILON)
+        return (normed * scale[None] + bias[None]).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Float[Array, "R ..."], kernel: Float[Array, "..."], dtype: str) -> Float[Array, "R ..."]:
+    """Contracts all axes of x but the first with the leading axes of `kernel`; the result comes in `dtype`.
+
+    Its gradients are the usual ones, but the kernel's is formed the way round that runs best.
+    """
+    axes = tuple(range(1, x.ndim))
+    return _dot(x, kernel, axes, tuple(a - 1 for a in axes), dtype)
+
+
+def _product_forward(x, kernel, dtype):
+    return product(x, kernel, dtype), (x, kernel)
+
+
+def _product_backward(dtype, saved, d_out):
+    x, kernel = saved
+    d_out = d_out.astype(x.dtype)
+    d_x = _dot(d_out, kernel, tuple(range(1, d_out.ndim)), tuple(range(x.ndim - 1, kernel.ndim)), x.dtype)
+    return d_x, jax.lax.platform_dependent(x, d_out, cpu=_kernel_gradient_on_cpu, default=_kernel_gradient)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _kernel_gradient(x, d_out):
+    return _dot(x, d_out, (0,), (0,), x.dtype)
+
+
+def _kernel_gradient_on_cpu(x, d_out):
+    # XLA's CPU products over the leading axis want the narrow factor on the left: 14.3 instead of 23.2 ms for a
+    # feed-forward kernel [1024 256]. The barrier keeps XLA from turning the product round again.
+    if x[0].size <= d_out[0].size:
+        return _kernel_gradient(x, d_out)
+    turned = jax.lax.optimization_barrier(_kernel_gradient(d_out, x))
+    outputs = d_out.ndim - 1
+    return jnp.transpose(turned, (*range(outputs, turned.ndim), *range(outputs)))
+
+
+def _dot(x, y, x_axes, y_axes, dtype):
+    # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    axes = ((x_axes, y_axes), ((), ()))
+    return jax.lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.dtype(dtype))
