@@ -5,7 +5,7 @@ import importlib.util
 import json
 import pathlib
 
-from glm_jax.cli import log_to_stderr, one_line_errors
+from glm_jax.cli import keep_freed_memory, log_to_stderr, one_line_errors
 
 
 def _config(path: str):
@@ -28,6 +28,7 @@ def main() -> None:
     step.add_argument("--config", default="configs/pretrain/quickstart.py", help="a file of configs/")
     arguments = parser.parse_args()
     log_to_stderr()
+    keep_freed_memory()
     with one_line_errors():
         import jax
 

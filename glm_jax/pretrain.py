@@ -3,7 +3,7 @@
 from absl import app, flags
 from ml_collections import config_flags
 
-from glm_jax.cli import log_to_stderr, one_line_errors
+from glm_jax.cli import keep_freed_memory, log_to_stderr, one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE replaces a key.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes it.")
@@ -14,6 +14,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
     log_to_stderr()
+    keep_freed_memory()
     with one_line_errors():
         from glm_jax.trainer import train
 

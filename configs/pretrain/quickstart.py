@@ -1,33 +1,39 @@
 """A small GLM that learns on two cores from text that pip brings: the King James and the World English Bible.
 
-./launch/quickstart.sh
+    ./launch/quickstart.sh
+
+MEASURED
 """
 
 from glm_jax import config as defaults
 
 
 def get_config():
-    """A 5-minute run."""
+    """0.6 M parameters beside the vocabulary, 2.5 epochs."""
     config = defaults.pretrain()
-    config.duration = "600 steps"
+    config.duration = "2400 steps"
     config.batch_size = 16
-    config.data.sequence_length = 256
-    config.data.tokenizer.vocab_size = 4096
+    config.data.sequence_length = 128
 
-    config.model.num_layers = 4
-    config.model.hidden_size = 192
-    config.model.num_heads = 3
-    config.model.max_position_embeddings = 256
-    config.model.hidden_dropout = 0.0  # less than an epoch: nothing is seen twice
+    # The paper's multi-task mixture (section 2.2): short blanks, and long ones that teach to generate.
+    config.corruption.blank_infilling = 0.5
+    config.corruption.document = 0.5
+    config.corruption.task_masks = True  # [MASK] for short blanks, [gMASK] for long ones
+
+    config.model.num_layers = 3
+    config.model.hidden_size = 128
+    config.model.num_heads = 2
+    config.model.max_position_embeddings = 256  # room for longer prompts than it was trained on
+    config.model.hidden_dropout = 0.0  # so few epochs need none
     config.model.attention_dropout = 0.0
-    config.model.dtype = "float32"  # CPUs have no fast bfloat16 everywhere
-    config.model.scan_layers = False
+    config.model.dtype = "float32"  # not every CPU has fast bfloat16 products
+    config.model.scan_layers = False  # three layers compile fast, and run faster unrolled on CPU
 
     config.schedule.peak = 2e-3
-    config.schedule.warmup = "5 %"
-    config.log_every = "20 steps"
-    config.eval_every = "100 steps"
-    config.eval_examples = 128
-    config.show_every = "200 steps"
-    config.checkpoint_every = "100 steps"
+    config.schedule.warmup = "3 %"
+    config.log_every = "50 steps"
+    config.eval_every = "400 steps"
+    config.eval_examples = 256
+    config.show_every = "800 steps"
+    config.checkpoint_every = "400 steps"
     return config

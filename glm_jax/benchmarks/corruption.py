@@ -22,6 +22,7 @@ VOCABULARY = 4096
 
 def made_up_rows(batch: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Full rows of random tokens, two documents each, and which ids end a sentence (6 % of the tokens do)."""
+    CorruptionConfig().capacity(length)  # refuses a length that no row can have
     rng = np.random.default_rng(seed)
     tokens = rng.integers(9, VOCABULARY, (batch, length)).astype(np.int32)
     cut = length // 3

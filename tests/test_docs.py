@@ -1,0 +1,87 @@
+"""Every command and every Python block of README and docs/ is run, as far as a test may."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+from glm_jax.trainer import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# What a test adds to a command so that it is short, or why it runs elsewhere.
+SHORT = {
+    "python -m glm_jax.pretrain": [
+        "--config.duration=1 steps", "--config.batch_size=2", "--config.model.num_layers=1",
+        "--config.model.hidden_size=32", "--config.model.num_heads=2", "--config.eval_examples=2",
+        "--config.data.tokenizer.vocab_size=512",
+    ],
+    "python -m glm_jax.generate": ["--max-new-tokens=4"],
+    "python -m glm_jax.benchmark corruption": ["--batch=8", "--length=64"],
+}  # fmt: skip
+ELSEWHERE = {
+    "./launch/quickstart.sh": "tests/test_launch.py, slow",
+    "./launch/test.sh": "what runs this test",
+    "ruff": ".ci/run",
+    "python -m glm_jax.benchmark step": "tests/test_benchmark.py",
+}
+
+
+def _commands(page):
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("$ "):
+                yield shlex.split(line[2:].split("   #")[0])
+
+
+def _python(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+COMMANDS = [(page.name, command) for page in PAGES for command in _commands(page)]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder in which runs/quickstart is a tiny trained run, and configs/ is the project's."""
+    folder = tmp_path_factory.mktemp("docs")
+    tiny_run.write_corpus(folder)
+    train(tiny_run.config(folder, duration="2 steps"), str(folder / "runs" / "quickstart"))
+    (folder / "configs").symlink_to(ROOT / "configs")
+    return folder
+
+
+def _run(arguments, folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[shlex.join(c)[:60] for _, c in COMMANDS])
+def test_commands_work(page, command, workplace):
+    text = shlex.join(command)
+    if any(text.startswith(prefix) for prefix in ELSEWHERE):
+        return
+    extra = next(extra for prefix, extra in SHORT.items() if text.startswith(prefix))
+    _run([sys.executable, *command[1:], *extra], workplace)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _python(p)], ids=lambda p: p.name)
+def test_python_blocks_work(page, workplace):
+    for block in _python(page):
+        if block.startswith("config."):  # part of a config file
+            block = f"from glm_jax import config as defaults\nconfig = defaults.pretrain()\n{block}"
+        assert _run([sys.executable, "-c", block], workplace) is not None
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

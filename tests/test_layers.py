@@ -1,0 +1,74 @@
+"""Dense layers, embeddings and layer norm against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glm_jax import layers
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape, dtype="float32"):
+    return jnp.asarray(RNG.normal(size=shape), dtype)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "equation"),
+    [
+        ((7, 4), (4, 3, 2, 5), "rd,dcnh->rcnh"),  # narrow to wide
+        ((7, 6, 5), (6, 5, 4), "rnh,nhd->rd"),  # wide to narrow
+        ((7, 12), (12, 2, 3), "rd,dnh->rnh"),  # wide to narrow, several output axes
+    ],
+)
+def test_product_and_its_gradients(x, kernel, equation):
+    x, kernel = normal(*x), normal(*kernel)
+    found, backward = jax.vjp(lambda x, kernel: layers.product(x, kernel, "float32"), x, kernel)
+    expected, expected_backward = jax.vjp(lambda x, kernel: jnp.einsum(equation, x, kernel), x, kernel)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    direction = normal(*found.shape)
+    for a, b in zip(backward(direction), expected_backward(direction), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    # Every platform's form, whichever of them runs here.
+    for form in (layers._kernel_gradient, layers._kernel_gradient_on_cpu):
+        np.testing.assert_allclose(form(x, direction), expected_backward(direction)[1], atol=1e-5)
+
+
+def test_product_sums_in_float32_when_asked():
+    x, kernel = normal(3, 4096, dtype="bfloat16"), normal(4096, 2, dtype="bfloat16")
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    found, gradients = jax.value_and_grad(lambda x, k: layers.product(x, k, "float32").sum(), (0, 1))(x, kernel)
+    np.testing.assert_allclose(layers.product(x, kernel, "float32"), exact, atol=1e-3)
+    np.testing.assert_allclose(found, exact.sum(), atol=1e-2)
+    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.bfloat16]
+    assert layers.product(x, kernel, "bfloat16").dtype == jnp.bfloat16
+
+
+def test_linear_computes_a_part():
+    linear = layers.Linear((4,), (3, 2), ("embed", "qkv", "heads"), 0.02, "float32")
+    x, params = normal(5, 4), {"kernel": normal(4, 3, 2), "bias": normal(3, 2)}
+    whole = linear.apply({"params": params}, x)
+    np.testing.assert_allclose(whole, jnp.einsum("rd,dcn->rcn", x, params["kernel"]) + params["bias"][None], atol=1e-6)
+    np.testing.assert_allclose(linear.apply({"params": params}, x, slice(1, 3)), whole[:, 1:], atol=1e-6)
+
+
+def test_layer_norm_keeps_its_statistics_in_float32():
+    x = 1000.0 + normal(5, 64)
+    params = {"scale": normal(64), "bias": normal(64)}
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    expected = expected * np.asarray(params["scale"]) + np.asarray(params["bias"])
+    np.testing.assert_allclose(layers.LayerNorm("float32").apply({"params": params}, x), expected, atol=1e-3)
+    low = layers.LayerNorm("bfloat16").apply({"params": params}, x)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), expected, rtol=0.01, atol=1e-3)
+
+
+def test_an_id_outside_the_table_gives_nan():
+    table = layers.Embedding(3, 2, "vocab", 0.02, "float32")
+    params = {"embedding": normal(3, 2)}
+    found = table.apply({"params": params}, jnp.array([0, 2, 3]))
+    np.testing.assert_array_equal(found[:2], params["embedding"][jnp.array([0, 2])])
+    assert np.isnan(found[2]).all()
