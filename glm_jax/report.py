@@ -94,7 +94,9 @@ def plot_loss(directory: pathlib.Path, baselines: Mapping[str, float]) -> pathli
     if points:
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label="validation")
     for number, (name, value) in enumerate(baselines.items()):
-        axes.axhline(value, linestyle="--", linewidth=1, color=f"C{7 + number}", label=f"{name.replace('_', ' ')}, same targets")
+        axes.axhline(
+            value, linestyle="--", linewidth=1, color=f"C{7 + number}", label=f"{name.replace('_', ' ')}, same targets"
+        )
     axes.set(xlabel="step", ylabel="nats per target")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -169,9 +169,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         if report:
             write_json_atomic(folder.path / "result.json", result)
             picture = plot_loss(folder.path, {n: ngrams[n] for n in BASELINES if n in ngrams})
-            report.say(
-                f"done: {_beside(final, ngrams)}\nloss curve: {picture}\nrun folder: {folder.path}"
-            )
+            report.say(f"done: {_beside(final, ngrams)}\nloss curve: {picture}\nrun folder: {folder.path}")
         return result
 
 

@@ -16,7 +16,16 @@ def test_public_names_resolve():
 
 
 def test_import_loads_nothing_heavy():
-    heavy = ("grain", "tensorflow_datasets", "orbax", "sentencepiece", "rich", "tensorboardX", "matplotlib", "array_record")
+    heavy = (
+        "grain",
+        "tensorflow_datasets",
+        "orbax",
+        "sentencepiece",
+        "rich",
+        "tensorboardX",
+        "matplotlib",
+        "array_record",
+    )
     code = f"import sys, glm_jax; glm_jax.GLM, glm_jax.corrupt; print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     # flax itself imports orbax and rich

@@ -51,9 +51,7 @@ def test_twelve_steps_equal_the_original():
 
     # The golden batches are corrupted already: the rows carry their number, and "corruption" looks them up.
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(as_batch, range(12)))
-    step = make_train_step(
-        GLM(CONFIG_A), tx, lambda rows: jax.tree.map(lambda x: x[rows.index[0]], stacked), seed=0
-    )
+    step = make_train_step(GLM(CONFIG_A), tx, lambda rows: jax.tree.map(lambda x: x[rows.index[0]], stacked), seed=0)
     step = jax.jit(step)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
     for number in range(12):
@@ -74,7 +72,9 @@ def small():
         attention_dropout=0.0, dtype="float32",
     )  # fmt: skip
     model = GLM(config)
-    tx = optimizer.make_optimizer(jax.eval_shape(lambda: init_state(model, optax.identity(), jax.random.key(0)).params), 1e-2)
+    tx = optimizer.make_optimizer(
+        jax.eval_shape(lambda: init_state(model, optax.identity(), jax.random.key(0)).params), 1e-2
+    )
     ends = np.arange(1024) % 17 == 0
     corruption = CorruptionConfig(sentence=0.5, document=0.5, task_masks=True)
     return model, tx, make_corrupt(3, corruption, SPECIAL, ends)

@@ -8,9 +8,7 @@ from glm_jax.benchmarks.timing import seconds
 from glm_jax.corruption import CorruptionConfig, corrupt
 from glm_jax.tokenizers.special import SpecialTokens
 
-SPECIAL = SpecialTokens(
-    pad=0, eos=1, cls=2, mask=3, sentence_mask=4, generation_mask=5, start=6, end=7, block_mask=8
-)
+SPECIAL = SpecialTokens(pad=0, eos=1, cls=2, mask=3, sentence_mask=4, generation_mask=5, start=6, end=7, block_mask=8)
 MIXTURES = {
     "blank_infilling": {},
     "sentence": {"blank_infilling": 0.0, "sentence": 1.0, "task_masks": True},

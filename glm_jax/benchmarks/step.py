@@ -31,12 +31,8 @@ def run(config) -> dict:
     mesh, rules = program.check(config)
     tokens, ends = made_up_rows(config.batch_size, config.data.sequence_length)
     schedule = program.schedule_of(config, rows=1000)
-    built = program.build(
-        config, schedule, mesh, rules, vocab_size=VOCABULARY, special=SPECIAL, sentence_ends=ends
-    )
-    rows = Rows(
-        tokens, np.full(len(tokens), tokens.shape[1], np.int32), np.arange(len(tokens), dtype=np.uint32)
-    )
+    built = program.build(config, schedule, mesh, rules, vocab_size=VOCABULARY, special=SPECIAL, sentence_ends=ends)
+    rows = Rows(tokens, np.full(len(tokens), tokens.shape[1], np.int32), np.arange(len(tokens), dtype=np.uint32))
     with built.activate():
         state = built.init(jax.random.key(0))
         carried = [state]

@@ -25,18 +25,20 @@ class Filled:
 
 
 def fill(
-    model: GLM, params, tokenizer: Tokenizer, prompts: str | Sequence[str], *, max_new_tokens: int = 64
+    model: GLM, params, tokenizer: Tokenizer, prompts: str | Sequence[str], *, max_new_tokens: int | None = None
 ) -> list[Filled]:
     """Fills every blank ([MASK], [sMASK], [gMASK]) of each prompt by greedy decoding.
 
-    Blanks are filled from left to right and see the earlier answers. An answer has `max_new_tokens` tokens at most.
+    Blanks are filled from left to right and see the earlier answers. An answer has `max_new_tokens` tokens at most; None
+    is 64, or what the model's positions allow.
     Raises PromptError for an empty prompt, one without a blank, and one that the model's positions cannot hold.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    limit = model.config.num_positions
+    max_new_tokens = min(64, limit - 2) if max_new_tokens is None else max_new_tokens
     if max_new_tokens < 1:
         raise PromptError(f"max_new_tokens is {max_new_tokens}, but an answer needs at least 1")
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    limit = model.config.num_positions
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > limit:
             raise PromptError(
