@@ -32,9 +32,9 @@ def one_line_errors():
 def keep_freed_memory() -> None:
     """Lets glibc reuse freed memory instead of returning it to the system. Call it before JAX starts its threads.
 
-    XLA's CPU backend frees its buffers in every step. glibc gives large ones back, and their pages fault in again: on two
-    cores that was a third of the step. The process keeps its peak memory instead. Nothing is changed on machines with an
-    accelerator, and on systems other than Linux.
+    XLA's CPU backend frees its buffers in every step. glibc gives large ones back, and their pages fault in again: on
+    two cores that was a third of the step. The process keeps its peak memory instead. Nothing is changed on machines
+    with an accelerator, and on systems other than Linux.
     """
     accelerators = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")
     if sys.platform != "linux" or any(any(pathlib.Path("/dev").glob(pattern)) for pattern in accelerators):

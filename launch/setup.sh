@@ -15,7 +15,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   rm -rf .venv
   "$PYTHON" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
   if [ -n "${EXTRA:-}" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt --editable ".[$EXTRA]"
   fi

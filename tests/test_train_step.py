@@ -87,13 +87,13 @@ def _rows(count, step, seed=0):
     return Rows(tokens, np.full(count, 48, np.int32), np.arange(step * count, (step + 1) * count, dtype=np.uint32))
 
 
-def test_accumulation_changes_nothing(small, accumulation=4):
+def test_accumulation_changes_nothing(small):
     """Token-weighted: the same losses and parameters as the whole batch at once, though targets differ in number."""
     model, tx, corrupt_rows = small
     whole = unbox(init_state(model, tx, jax.random.key(1)))
     parts = jax.tree.map(jnp.copy, whole)
     one = jax.jit(make_train_step(model, tx, corrupt_rows, seed=3))
-    many = jax.jit(make_train_step(model, tx, corrupt_rows, seed=3, accumulation=accumulation))
+    many = jax.jit(make_train_step(model, tx, corrupt_rows, seed=3, accumulation=4))
     for step in range(3):
         whole, expected = one(whole, _rows(8, step))
         parts, metrics = many(parts, _rows(8, step))

@@ -29,8 +29,8 @@ def fill(
 ) -> list[Filled]:
     """Fills every blank ([MASK], [sMASK], [gMASK]) of each prompt by greedy decoding.
 
-    Blanks are filled from left to right and see the earlier answers. An answer has `max_new_tokens` tokens at most; None
-    is 64, or what the model's positions allow.
+    Blanks are filled from left to right and see the earlier answers. An answer has `max_new_tokens` tokens at most;
+    None is 64, or what the model's positions allow.
     Raises PromptError for an empty prompt, one without a blank, and one that the model's positions cannot hold.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
