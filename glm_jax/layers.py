@@ -30,12 +30,17 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Int[Array, "*shape"]) -> Float[Array, "*shape D"]:
         """Rows of the table in the compute dtype."""
-        return jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        return jnp.take(self._table(), ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
     def attend(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
         """Products of `hidden` with every row of the table: inputs in the compute dtype, sums in float32."""
-        table = self.embedding.astype(hidden.dtype)
+        table = self._table().astype(hidden.dtype)
         return product(hidden, jnp.swapaxes(table, 0, 1), "float32")
+
+    def _table(self):
+        # Whole rows, as activations have whole rows: without this the partitioner passes a lookup in a table that is
+        # split over "embed" through a fully replicated [B T D].
+        return nn.with_logical_constraint(self.embedding, (self.row_axis, None))
 
 
 class Linear(nn.Module):
