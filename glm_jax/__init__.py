@@ -14,7 +14,7 @@ _HOMES = {
     "GLMConfig": "glm_jax.model",
     "SpecialTokens": "glm_jax.tokenizers.special",
     "corrupt": "glm_jax.corruption",
-    "describe": "glm_jax.describe",
+    "describe": "glm_jax.figure",
     "fill": "glm_jax.decoding",
     "load_run": "glm_jax.run_folder",
 }

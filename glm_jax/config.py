@@ -73,7 +73,7 @@ def pretrain() -> ConfigDict:
     config.show_every = "1000 steps"  # the model fills blanks of held-out text
     config.checkpoint_every = "1000 steps"
     config.keep_last = 2
-    config.keep_best = 1  # by validation loss
+    config.keep_best = True  # also keep the checkpoint of the lowest validation loss, of those saved at an evaluation
     return config.lock()
 
 

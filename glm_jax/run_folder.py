@@ -62,13 +62,14 @@ class RunFolder:
     def claim(self, config: ConfigDict) -> None:
         """Takes the folder for `config`, or checks that it already belongs to it. Call it on process 0.
 
+        A folder without a checkpoint belongs to nobody: a run that failed at once may be mended and started again.
         Raises RunFolderError when the folder belongs to another config (naming the keys that differ), when its config
         cannot be read, or when the path is a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file: choose a folder as --workdir")
         current = json.loads(to_json(config))
-        if self.config.exists():
+        if self.config.exists() and any(self.checkpoints.glob("[0-9]*")):
             try:
                 saved = json.loads(self.config.read_text())
             except ValueError as error:

@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         stop = stack.enter_context(_StopSignals())
 
         # ------------------------------------------------------------ the loop
-        window, pending, validation = _Window(config, state), None, {}
+        window, pending, validation = _Window(), None, None
         for step in range(start + 1, schedule.total + 1):
             waiting = time.perf_counter()
             rows = sharding.host_to_device(Rows(**next(batches)), mesh, rules)
@@ -128,8 +128,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
                 due(step, every, schedule.total)
                 for every in (schedule.log, schedule.evaluate, schedule.show, schedule.checkpoint)
             )
-            stopping = stop.agreed()
-            if not (log or evaluating or show or save or stopping):
+            stopping, last = stop.agreed(), step == schedule.total
+            if not (log or evaluating or show or save or stopping or last):
                 continue
             window.add(*pending)  # so nothing is saved or shown before its loss is known to be a number
             pending = None
@@ -138,7 +138,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
                 if report:
                     report.metrics(step, values)
                     report.progress(step, values)
-            aside = time.perf_counter()
+            aside, validation = time.perf_counter(), None
             if evaluating:
                 validation = evaluate(run, state.params, validate(process=process, processes=processes))
                 if report:
@@ -149,16 +149,16 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
                 if report:
                     report.say(text)
                     _append(folder.path / "samples.md", f"## step {step}\n\n{text}\n\n")
-            if save or stopping or step == schedule.total:
-                checkpoints.save(step, state, position, validation if evaluating else None)
-            if stopping and step < schedule.total:
+            if save or stopping or last:
+                checkpoints.save(step, state, position, validation)
+            if stopping and not last:
                 checkpoints.wait()
                 raise Interrupted(f"stopped after step {step}, which is saved: the same command goes on from there")
             window.exclude(time.perf_counter() - aside)
 
         # ------------------------------------------------------------ the result
         checkpoints.wait()
-        final = evaluate(run, state.params, validate(process=process, processes=processes))
+        final = validation or evaluate(run, state.params, validate(process=process, processes=processes))
         result = {
             "step": schedule.total,
             "parameters": parameter_count(run.model.config),
@@ -176,9 +176,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
 class _Window:
     """Metrics since the last log line."""
 
-    def __init__(self, config, state):
-        self._raw_tokens_per_step = config.batch_size * config.data.sequence_length
-        self._state = state
+    def __init__(self):
         self.restart()
 
     def restart(self):

@@ -15,7 +15,7 @@ import tiny_run
 
 from glm_jax.decoding import fill
 from glm_jax.report import read_metrics
-from glm_jax.run_folder import RunFolderError, load_run
+from glm_jax.run_folder import RunFolder, RunFolderError, load_run
 from glm_jax.trainer import Interrupted, NonFiniteError, train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -202,3 +202,14 @@ def test_the_verb_ends_in_one_line(corpus, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("ValueError: batch_size 8 must be")
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_failed_at_once_may_be_mended(corpus, tmp_path):
+    """No checkpoint, no claim: a mistyped corpus does not spoil the folder."""
+    folder = tmp_path / "run"
+    broken = tiny_run.config(corpus)
+    broken.data.corpora = ({"source": str(corpus / "nothing.txt")},)
+    with pytest.raises(ValueError, match="nothing.txt"):
+        train(broken, str(folder))
+    RunFolder(folder).claim(tiny_run.config(corpus))
+    assert "corpus.txt" in (folder / "config.json").read_text()

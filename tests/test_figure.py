@@ -6,7 +6,7 @@ import pytest
 from corruption_records import SPECIAL
 
 from glm_jax.corruption import CorruptionConfig, assemble
-from glm_jax.describe import describe
+from glm_jax.figure import describe
 from glm_jax.spans import UNUSED, Spans
 
 
