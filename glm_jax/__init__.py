@@ -16,6 +16,7 @@ _HOMES = {
     "corrupt": "glm_jax.corruption",
     "describe": "glm_jax.figure",
     "fill": "glm_jax.decoding",
+    "from_pretrained": "glm_jax.interop",
     "load_run": "glm_jax.run_folder",
 }
 

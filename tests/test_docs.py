@@ -23,6 +23,7 @@ SHORT = {
         "--config.data.tokenizer.vocab_size=512",
     ],
     "python -m glm_jax.generate": ["--max-new-tokens=4"],
+    "python -m glm_jax.convert": [],
     "python -m glm_jax.benchmark corruption": ["--batch=8", "--length=64"],
 }  # fmt: skip
 ELSEWHERE = {

@@ -292,7 +292,7 @@ def test_dropout_is_reproducible_and_off_when_deterministic(tiny):
     np.testing.assert_array_equal(run(1, hidden_dropout=0.0, attention_dropout=0.0), still)
 
 
-def test_layers_draw_different_dropout(tiny):
+def test_both_branches_of_a_layer_are_dropped_at_the_rate(tiny):
     """Hidden dropout seen through a layer whose branches are constant: the zeros are the dropped elements."""
     config, params, batch = tiny
     config = dataclasses.replace(config, hidden_dropout=0.25, attention_dropout=0.0)
@@ -306,6 +306,21 @@ def test_layers_draw_different_dropout(tiny):
     for kept in (attended, fed):
         assert abs(kept.mean() - 0.75) < 5 * np.sqrt(0.25 * 0.75 / out.size)
     assert abs((attended & fed).mean() - 0.75**2) < 0.01  # independent of each other
+
+
+def test_layers_draw_different_dropout(tiny):
+    """Layers that add 1, 10 and 100 to every kept element: all eight sums appear only if they drop independently."""
+    config, params, batch = tiny
+    config = dataclasses.replace(config, hidden_dropout=0.5, attention_dropout=0.0)
+    params = jax.tree.map(jnp.zeros_like, params)
+    added = jnp.array([1.0, 10.0, 100.0])[:, None]
+    params["layers"]["mlp"]["dense_4h_to_h"]["bias"] += added
+    params["final_layernorm"]["scale"] += 1.0
+    for scan in (True, False):
+        config = dataclasses.replace(config, scan_layers=scan)
+        hidden = apply(config, params, *batch, deterministic=False, method="hidden_states")
+        values = max(len(np.unique(row)) for row in np.asarray(hidden).round(3).reshape(-1, config.hidden_size))
+        assert values == 8
 
 
 def test_no_random_numbers_without_dropout(tiny):

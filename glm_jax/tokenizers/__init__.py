@@ -14,7 +14,12 @@ __all__ = ["SpecialTokens", "Tokenizer", "TokenizerError", "load"]
 
 SETTINGS_FILE = "tokenizer.json"
 # kind in tokenizer.json -> the class that reads it, imported only when needed
-KINDS = {"sentencepiece": ("glm_jax.tokenizers.sentencepiece_tokenizer", "SentencePieceTokenizer")}
+KINDS = {
+    "sentencepiece": ("glm_jax.tokenizers.sentencepiece_tokenizer", "SentencePieceTokenizer"),
+    "wordpiece": ("glm_jax.tokenizers.wordpiece", "WordPieceTokenizer"),
+    "byte_bpe": ("glm_jax.tokenizers.byte_bpe", "ByteBPETokenizer"),
+    "chinese_sentencepiece": ("glm_jax.tokenizers.chinese_sentencepiece", "ChineseSentencePieceTokenizer"),
+}
 
 
 def load(directory) -> Tokenizer:
@@ -28,7 +33,7 @@ def load(directory) -> Tokenizer:
         settings = json.loads((directory / SETTINGS_FILE).read_text())
     except FileNotFoundError:
         raise TokenizerError(f"no tokenizer in {directory}: {SETTINGS_FILE} is missing") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise TokenizerError(f"{directory / SETTINGS_FILE} is damaged: {error}") from error
     if settings.get("kind") not in KINDS:
         raise TokenizerError(f"tokenizer kind {settings.get('kind')!r} is not one of {', '.join(KINDS)}")

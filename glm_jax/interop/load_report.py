@@ -1,0 +1,44 @@
+"""What was read from where."""
+
+import dataclasses
+
+import numpy as np
+
+from glm_jax.interop.tensors import LazyTensor
+
+
+@dataclasses.dataclass
+class LoadReport:
+    """Every tensor of a checkpoint; `str()` of it is a table.
+
+    Attributes:
+      source: format and folder.
+      tensors: by the original's names.
+      notes: what was concluded or is worth knowing.
+    """
+
+    source: str
+    tensors: dict[str, LazyTensor]
+    notes: list[str]
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """The dtype of all tensors; None where they differ."""
+        dtypes = {tensor.dtype for tensor in self.tensors.values()}
+        return dtypes.pop() if len(dtypes) == 1 else None
+
+    def summary(self) -> str:
+        """One line."""
+        count = sum(int(np.prod(tensor.shape)) for tensor in self.tensors.values())
+        files = len({tensor.file for tensor in self.tensors.values()})
+        dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in self.tensors.values()}))
+        return f"{self.source}: {len(self.tensors)} tensors, {count:,} values of {dtypes} from {files} file(s)"
+
+    def __str__(self) -> str:
+        rows = [("tensor", "shape", "dtype", "checksum", "file")]
+        for key, tensor in self.tensors.items():
+            shape = "x".join(map(str, tensor.shape))
+            rows.append((key, shape, str(tensor.dtype), "verified" if tensor.checksum else "none", tensor.file))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.summary(), *table, *(f"note: {note}" for note in self.notes)])
