@@ -14,7 +14,6 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
     log_to_stderr()
-    keep_freed_memory()
     with one_line_errors():
         from glm_jax.trainer import train
 
@@ -22,5 +21,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # before the config file imports JAX
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
