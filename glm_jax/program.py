@@ -1,5 +1,6 @@
 """From a config to the functions that a device runs. Training, planning and benchmarks all get them here."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -50,29 +51,19 @@ class Program:
 
     def activate(self):
         """Context in which mesh and sharding rules hold."""
-        return _Active(self.mesh, self.rules)
+        return _active(self.mesh, self.rules)
 
 
-class _Active:
-    def __init__(self, mesh, rules):
-        self._contexts = [jax.set_mesh(mesh), sharding.logical_axis_rules(rules)]
-
-    def __enter__(self):
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error):
-        for context in reversed(self._contexts):
-            context.__exit__(*error)
+@contextlib.contextmanager
+def _active(mesh, rules):
+    with jax.set_mesh(mesh), sharding.logical_axis_rules(rules):
+        yield
 
 
 def corruption_config(config: ConfigDict) -> CorruptionConfig:
     """The run's corruption; its position table is the model's."""
-    return config_lib.build(CorruptionConfig, config.corruption.to_dict(), max_position=_max_position(config))
-
-
-def _max_position(config):
-    return config.model.max_position_embeddings or config_lib.model_config(config.model, 1).max_position_embeddings
+    positions = config_lib.model_config(config.model, 1).max_position_embeddings
+    return config_lib.build(CorruptionConfig, config.corruption.to_dict(), max_position=positions)
 
 
 def check(config: ConfigDict) -> tuple[Mesh, sharding.Rules]:
@@ -148,7 +139,7 @@ def build(
         warmup=schedule.warmup,
         decay_ratio=config.schedule.decay_ratio,
     )
-    with _Active(mesh, rules):
+    with _active(mesh, rules):
         key = jax.random.key(0)
         names = jax.eval_shape(lambda key: init_state(model, optax.identity(), key).params, key)
         tx = optimizer.make_optimizer(names, rate, **config.optimizer.to_dict())

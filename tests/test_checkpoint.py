@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import two_processes
 
 from glm_jax import checkpoint, optimizer
 from glm_jax.checkpoint import Checkpointer, CheckpointError
@@ -401,25 +401,7 @@ print("saved and restored", restored.checksum)
 
 
 def test_two_processes(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, address, str(i), str(tmp_path)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = two_processes.run(TWO_PROCESSES, 2, str(tmp_path))
     assert all("saved and restored" in output for output in outputs), "\n".join(outputs)
     assert sorted(os.listdir(tmp_path)) == ["1", "2", "2.damaged"]
 

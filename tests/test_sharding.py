@@ -1,7 +1,6 @@
 """Mesh and shardings on eight fake devices (in a subprocess), and a batch assembled by two processes."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import two_processes
 from jax.sharding import AxisType, PartitionSpec
 
 from glm_jax import optimizer, sharding
@@ -268,23 +268,5 @@ print("assembled")
 
 
 def test_batch_of_two_processes():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    env = os.environ | {"XLA_FLAGS": f"{FLAG}4", "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, address, str(i)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = two_processes.run(TWO_PROCESSES, 4)
     assert all("assembled" in output for output in outputs), "\n".join(outputs)

@@ -1,0 +1,29 @@
+"""Runs a program as two processes of one `jax.distributed` job on fake CPU devices."""
+
+import os
+import socket
+import subprocess
+import sys
+
+
+def run(program: str, devices: int, *arguments: str) -> list[str]:
+    """What both processes print. `program` gets the coordinator's address, its own number and then `arguments`."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, address, str(i), *arguments],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        return [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
