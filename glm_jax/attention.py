@@ -4,7 +4,6 @@ Part A (the first `prefix_length` tokens) is read in both directions; Part B is 
 Part A (Du et al. 2022, section 2.1). One integer a row says it all, so no mask is ever passed around.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -82,16 +81,15 @@ BACKENDS = {"auto": dense_attention, "dense": dense_attention}
 
 @struct.dataclass
 class KVCache:
-    """What one layer remembers while answers are written: keys and values, heads before positions.
+    """What one layer remembers while answers are written: keys and values, laid out as their products read them.
 
-    The context is shared by the W answers of a row (beams, or samples); every answer has columns of its own. Only the
-    first `context_lengths` and `answer_length` columns mean something.
+    The context is shared by the W answers of a row (beams, or samples); every answer has columns of its own.
     """
 
-    context_keys: Any  # compute dtype [... B N C H]
-    context_values: Any  # compute dtype [... B N C H]
-    answer_keys: Any  # compute dtype [... B W N G H]
-    answer_values: Any  # compute dtype [... B W N G H]
+    context_keys: Any  # compute dtype [B N H C]
+    context_values: Any  # compute dtype [B N C H]
+    answer_keys: Any  # compute dtype [B W N H G]
+    answer_values: Any  # compute dtype [B W N G H]
 
 
 def cached_attention(
@@ -104,24 +102,30 @@ def cached_attention(
 ) -> Float[Array, "B W N H"]:
     """Attention of the newest token of each answer: to the context, to the earlier tokens of its answer, to itself.
 
-    `k` and `v` are the newest token's own and not yet in the cache. Equal to `attention` over context and answer in one
-    sequence, up to rounding.
+    `k` and `v` are the newest token's own and not yet in the cache, of which `answer_length` columns count. Equal to
+    `attention` over context and answer in one sequence, up to rounding.
     """
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    product = functools.partial(jnp.einsum, precision=precision)
-    scores = functools.partial(product, preferred_element_type=jnp.float32)
 
-    context, answer = cache.context_keys.shape[-2], cache.answer_keys.shape[-2]
+    def product(x, cached, dtype):  # [… M K] · [… K N]
+        batch = tuple(range(cached.ndim - 2))
+        axes = (((x.ndim - 1,), (cached.ndim - 2,)), (batch, batch))
+        return jax.lax.dot_general(x, cached, axes, precision=precision, preferred_element_type=dtype)
+
+    turned = jnp.swapaxes(q, 1, 2)  # the answers of a row read the same context: one product for all
+    to_context = jnp.swapaxes(product(turned, cache.context_keys, jnp.float32), 1, 2)
+    to_answer = product(q[..., None, :], cache.answer_keys, jnp.float32)[..., 0, :]
+    to_itself = jnp.sum(q * k, axis=-1, keepdims=True, dtype=jnp.float32)
+
+    context, answer = to_context.shape[-1], to_answer.shape[-1]
     in_context = jnp.arange(context)[None] < context_lengths[:, None]
     in_answer = jnp.arange(answer) < answer_length
-    to_context = jnp.where(in_context[:, None, None], scores("bwnh,bnch->bwnc", q, cache.context_keys), _HIDDEN)
-    to_answer = jnp.where(in_answer, scores("bwnh,bwngh->bwng", q, cache.answer_keys), _HIDDEN)
-    to_itself = scores("bwnh,bwnh->bwn", q, k)[..., None]
-    joint = jnp.concatenate([to_context, to_answer, to_itself], axis=-1) * q.shape[-1] ** -0.5
-    joint = jax.nn.softmax(joint, axis=-1).astype(q.dtype)
-    over_context, over_answer, over_itself = jnp.split(joint, [context, context + answer], axis=-1)
-    return (
-        product("bwnc,bnch->bwnh", over_context, cache.context_values)
-        + product("bwng,bwngh->bwnh", over_answer, cache.answer_values)
-        + over_itself * v
+    to_context = jnp.where(in_context[:, None, None], to_context, _HIDDEN)
+    to_answer = jnp.where(in_answer[None, None, None], to_answer, _HIDDEN)
+    scores = jnp.concatenate([to_context, to_answer, to_itself], axis=-1) * q.shape[-1] ** -0.5
+    over_context, over_answer, over_itself = jnp.split(
+        jax.nn.softmax(scores, axis=-1).astype(q.dtype), [context, context + answer], axis=-1
     )
+    from_context = product(jnp.swapaxes(over_context, 1, 2), cache.context_values, q.dtype)
+    from_answer = product(over_answer[..., None, :], cache.answer_values, q.dtype)[..., 0, :]
+    return jnp.swapaxes(from_context, 1, 2) + from_answer + over_itself * v

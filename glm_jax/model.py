@@ -154,7 +154,8 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "BK D"], tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]]:
         """Attends from every position, or from the positions `query_index` only; also returns keys and values.
 
-        With a `cache`, x holds the newest token of each answer [B·W D], and `prefix_lengths` the length of the context.
+        With a `cache`, x holds the newest token of each answer [B·W D], `prefix_lengths` are the lengths of the
+        contexts, and `answer_length` columns of the cached answers count.
         """
         config = self.config
         batch, width = prefix_lengths.shape[0], config.hidden_size

@@ -133,6 +133,6 @@ def search(
 
 
 def _reorder(cache, parent):
-    """Gives every beam the cache of its parent; `cache` is [… B W N G H]."""
+    """Gives every beam the cache of its parent; `cache` is [… B W N, H and G in either order]."""
     index = parent.reshape(*(1,) * (cache.ndim - 5), *parent.shape, 1, 1, 1)
     return jnp.take_along_axis(cache, index, axis=cache.ndim - 4)

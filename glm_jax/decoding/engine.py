@@ -17,15 +17,13 @@ from glm_jax.attention import KVCache
 from glm_jax.layers import Embedding, LayerNorm
 from glm_jax.model import GLMConfig, Layer
 
-_CACHE_AXES = ("batch", "heads", None, "head_dim")
-
 
 @struct.dataclass
 class Context:
     """Encoded contexts: keys and values of every layer, and how many columns of each row mean something."""
 
-    keys: Any  # [Y B N C H], or a tuple of Y arrays [B N C H]
-    values: Any
+    keys: Any  # [Y B N H C], or a tuple of Y arrays [B N H C]
+    values: Any  # [Y B N C H], or a tuple of Y arrays [B N C H]
     lengths: Any  # int32 [B]
 
 
@@ -68,8 +66,9 @@ def encode(
 
     def step(x, layer):
         x, (keys, values) = _layer(config).apply({"params": layer}, x, prefix_lengths)
-        turned = (jnp.swapaxes(a, 1, 2) for a in (keys, values))
-        return x, tuple(nn.with_logical_constraint(a, _CACHE_AXES) for a in turned)
+        keys = nn.with_logical_constraint(jnp.transpose(keys, (0, 2, 3, 1)), ("batch", "heads", "head_dim", None))
+        values = nn.with_logical_constraint(jnp.swapaxes(values, 1, 2), ("batch", "heads", None, "head_dim"))
+        return x, (keys, values)
 
     _, (keys, values) = _over_layers(step, x, params["layers"])
     return Context(keys, values, lengths)
@@ -78,11 +77,15 @@ def encode(
 def empty_answers(context: Context, width: int, length: int) -> tuple[Any, Any]:
     """Room for the keys and values of `width` answers a row of `length` tokens each."""
 
-    def room(a):
+    def keys(a):
+        *layers, batch, heads, head_width, _ = a.shape
+        return jnp.zeros((*layers, batch, width, heads, head_width, length), a.dtype)
+
+    def values(a):
         *layers, batch, heads, _, head_width = a.shape
         return jnp.zeros((*layers, batch, width, heads, length, head_width), a.dtype)
 
-    return jax.tree.map(room, context.keys), jax.tree.map(room, context.values)
+    return jax.tree.map(keys, context.keys), jax.tree.map(values, context.values)
 
 
 def forward(
@@ -102,21 +105,22 @@ def forward(
     """
     x = _embed(config, params, tokens, position_ids, block_position_ids)
 
-    def step(x, layer_and_cache):
-        layer, *cache = layer_and_cache
-        cache = KVCache(*cache)
-        return _layer(config).apply({"params": layer}, x, context.lengths, cache=cache, answer_length=length)
+    def step(x, layer, *cache):
+        return _layer(config).apply({"params": layer}, x, context.lengths, cache=KVCache(*cache), answer_length=length)
 
     x, new = _over_layers(step, x, params["layers"], context.keys, context.values, *answers)
-
-    def write(cache, column):  # one write for all layers: a cache passed through the layers would be copied
-        start = (0,) * (cache.ndim - 2) + (length, 0)
-        return jax.lax.dynamic_update_slice(cache, jnp.expand_dims(column, -2), start)
-
-    answers = tuple(jax.tree.map(write, cache, column) for cache, column in zip(answers, new, strict=True))
     x = LayerNorm(config.dtype).apply({"params": params["final_layernorm"]}, x)
     logits = _table(config, params, "word_embeddings").apply(
         {"params": params["word_embeddings"]}, x, method=Embedding.attend
+    )
+
+    # The column's number is made to depend on the logits, so that XLA knows of every read of a cache as coming before
+    # its write, and writes in place; otherwise it copies all caches, twice a token. Barriers it removes before.
+    column = length + (logits[0, 0] == jnp.inf).astype(length.dtype)
+    axes = (-1, -2)  # of the columns, in keys and in values
+    answers = tuple(
+        jax.tree.map(functools.partial(_put, axis=axis, column=column), cache, fresh)
+        for cache, fresh, axis in zip(answers, new, axes, strict=True)
     )
     return logits.reshape(*tokens.shape, -1), answers
 
@@ -149,12 +153,19 @@ def _embed(config, params, tokens, position_ids, block_position_ids):
     return nn.with_logical_constraint(x.reshape(-1, config.hidden_size), ("batch", None))
 
 
+def _put(cache, new, *, axis, column):
+    new = jnp.expand_dims(new, axis)
+    start = [0] * cache.ndim
+    start[axis] = column
+    return jax.lax.dynamic_update_slice(cache, new, start)
+
+
 def _over_layers(step, x, *per_layer):
-    """Runs `step(x, layer's part of per_layer)` over all layers, which are stacked or apart; stacks what it returns."""
-    if not isinstance(per_layer[0], tuple):
-        return jax.lax.scan(step, x, per_layer if len(per_layer) > 1 else per_layer[0])
+    """Runs `step(x, *parts of one layer)` over all layers, stacked or apart; its outputs come as the layers are."""
+    if isinstance(per_layer[0], dict):
+        return jax.lax.scan(lambda x, parts: step(x, *parts), x, per_layer)
     outputs = []
     for parts in zip(*per_layer, strict=True):
-        x, output = step(x, parts if len(per_layer) > 1 else parts[0])
+        x, output = step(x, *parts)
         outputs.append(output)
     return x, tuple(zip(*outputs, strict=True))
