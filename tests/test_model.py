@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from megatron_layout import from_state_dict
+from golden_params import from_state_dict
 
 from glm_jax.loss import cross_entropy
 from glm_jax.model import GLM, GLMConfig, Layer, check_lengths, initial_parameters, parameter_count

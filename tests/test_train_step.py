@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from corruption_records import SPECIAL
-from megatron_layout import from_state_dict
+from golden_params import from_state_dict
 
 from glm_jax import optimizer
 from glm_jax.batch import Batch

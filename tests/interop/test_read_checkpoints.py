@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from megatron_layout import from_state_dict
+from golden_params import from_state_dict
 
 from glm_jax import heads, interop, prompt_spell, sharding
 from glm_jax.interop import FormatError, layout, safetensors_file, torch_file
@@ -242,7 +242,7 @@ def test_sharded_hub_folder(tmp_path):
 PLACEMENT = """
 import sys, jax, numpy as np
 sys.path.insert(0, {tests!r})
-from megatron_layout import from_state_dict
+from golden_params import from_state_dict
 from glm_jax import interop, sharding
 mesh = sharding.make_mesh(dict(data=1, fsdp=2, tensor=4))
 loaded = interop.load({folder!r}, mesh=mesh, num_heads=4)
