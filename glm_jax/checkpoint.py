@@ -79,7 +79,7 @@ class Checkpointer:
         self._directory = path if "://" in str(directory) else path.absolute()
         if read_only and not self._directory.is_dir():
             raise CheckpointError(f"{self._directory} does not exist")
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 best_fn=lambda metrics: 0.0,  # tells Orbax to store metrics; _Preservation decides
@@ -322,6 +322,17 @@ def compare_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
         raise ValueError(f"configs to be compared must be JSON: {error}") from error
     missing = object()
     return sorted(key for key in saved | current if saved.get(key, missing) != current.get(key, missing))
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager reads the metrics of every step when it opens; a step whose metrics are damaged has none here."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        try:
+            return {name: float(value) for name, value in (super().metrics(step) or {}).items()}
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            logger.error("DAMAGED metrics of step %d, which can be restored but is never the best: %s", step, error)
+            return None
 
 
 class _Preservation(ocp.checkpoint_managers.PreservationPolicy):

@@ -32,6 +32,10 @@ def pretrain() -> ConfigDict:
     config.data.workers = None  # processes that tokenise; None: all cores
     config.data.tokenizer = ConfigDict()
     config.data.tokenizer.path = None  # a tokenizer folder; None trains SentencePiece on the corpus
+    config.data.tokenizer.vocabulary = None  # bert, roberta, gpt2, chinese: `path` has the files of that vocabulary
+    config.data.tokenizer.task_masks = False  # with `vocabulary`: it gets [gMASK] and [sMASK]
+    config.data.tokenizer.block_mask = False  # with `vocabulary`: it gets [dBLOCK]
+    config.data.tokenizer.fix_command_token = True  # with `vocabulary`: False for the ids of 10b-chinese
     config.data.tokenizer.vocab_size = 4096
     config.data.tokenizer.normalization = "nmt_nfkc"
     config.data.tokenizer.byte_fallback = True
@@ -75,6 +79,26 @@ def pretrain() -> ConfigDict:
     config.keep_last = 2
     config.keep_best = True  # also keep the checkpoint of the lowest validation loss, of those saved at an evaluation
     return config.lock()
+
+
+def original(size: str) -> ConfigDict:
+    """`pretrain()` for the published model `size`, with what the original's pretraining scripts have in common.
+
+    Left to the config file: text, objective, schedule, steps and batch. Sources: config/*.sh and *.json of the
+    original, and its argument defaults; Table 7 of the paper has the same optimizer.
+    """
+    config = pretrain()
+    config.seed = 1234
+    config.model.size = size
+    config.model.remat = "full"  # --checkpoint-activations; "none" is faster where memory allows it
+    config.data.packing = "sampled"
+    config.corruption.average_span_length = 3.0
+    config.corruption.document_min_ratio = 0.5
+    config.optimizer.b1, config.optimizer.b2, config.optimizer.eps = 0.9, 0.98, 1e-6
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.max_grad_norm = 1.0
+    config.checkpoint_every = "5000 steps"
+    return config
 
 
 def build(kind: type, values: Any, **computed) -> Any:

@@ -1,6 +1,7 @@
 """python -m glm_jax.convert SRC DST --to {glm_jax,hub,megatron}: a model from one layout to another."""
 
 import argparse
+import pathlib
 
 from glm_jax.cli import log_to_stderr, one_line_errors
 
@@ -22,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         from glm_jax import interop
 
+        interop.check_new(pathlib.Path(options.destination))  # reading a large model takes minutes
         loaded = interop.load(
             options.source, num_heads=options.num_heads, gelu=options.gelu, tokenizer=options.tokenizer,
             fix_command_token=not options.no_fix_command_token,

@@ -74,6 +74,7 @@ def check(config: ConfigDict) -> tuple[Mesh, sharding.Rules]:
             "every micro batch has the same number of examples"
         )
     corruption = corruption_config(config)
+    _check_masks(config.data.tokenizer, corruption)
     length = config.data.sequence_length
     corruption.capacity(length)
     check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
@@ -83,6 +84,22 @@ def check(config: ConfigDict) -> tuple[Mesh, sharding.Rules]:
     # A micro batch stays spread over all devices.
     sharding.local_batch_size(config.batch_size // config.accumulation, mesh, rules)
     return mesh, rules
+
+
+def _check_masks(tokenizer: ConfigDict, corruption: CorruptionConfig) -> None:
+    """A released vocabulary has the masks that the corruption writes; those trained here have all of them."""
+    if tokenizer.vocabulary is None:
+        return
+    hides = corruption.block_mask_prob > 0 or corruption.context_mask_ratio > 0
+    for key, wanted, names in (
+        ("task_masks", corruption.task_masks, "[gMASK] and [sMASK]"),
+        ("block_mask", hides, "[dBLOCK]"),
+    ):
+        if wanted and not tokenizer[key]:
+            raise ValueError(
+                f"the corruption writes {names}, which the {tokenizer.vocabulary} vocabulary gets only with "
+                f"data.tokenizer.{key} = True"
+            )
 
 
 def schedule_of(config: ConfigDict, rows: int | None = None) -> Schedule:

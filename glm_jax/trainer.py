@@ -52,6 +52,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     folder = RunFolder(pathlib.Path(workdir))
     if leader:
         folder.claim(config)
+    _check_init_from(config, folder)
 
     # ---------------------------------------------------------------- text
     dataset = data.load(config.data.to_dict())
@@ -245,6 +246,17 @@ class _StopSignals:
     def __exit__(self, *error):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _check_init_from(config, folder):
+    """Before the text is tokenised, which may take hours. A run that has begun no longer needs the other one."""
+    if config.init_from is None or any(folder.checkpoints.glob("[0-9]*")):
+        return
+    if not RunFolder(pathlib.Path(config.init_from)).config.exists():
+        raise ValueError(
+            f"init_from {config.init_from} is no run folder (it has no config.json): train that run first, or set "
+            "init_from=None to start from new parameters"
+        )
 
 
 def _parameters_of(path, run: program.Program):

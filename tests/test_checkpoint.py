@@ -292,6 +292,24 @@ def test_keep_best_and_last(tmp_path, mode, losses, kept, best):
         assert checkpointer.restore(abstract(state)).step == 5
 
 
+@pytest.mark.parametrize("content", [b'{"loss": 0.', b"[1]", b"\xff\xfe", b'{"loss": "low"}'])
+def test_damaged_metrics_cost_no_checkpoint(tmp_path, caplog, content):
+    """The state has its own checksum: it is restored, and the step is only no longer the best."""
+    states = {step: make_state(step) for step in (1, 2)}
+    with Checkpointer(tmp_path, keep_best=("loss", "min")) as checkpointer:
+        for step, state in states.items():
+            checkpointer.save(step, state, {}, {"loss": 1 / step})
+    (tmp_path / "2/metrics/metrics").write_bytes(content)
+    with caplog.at_level(logging.ERROR, "glm_jax.checkpoint"):
+        for read_only in (True, False):
+            with Checkpointer(tmp_path, keep_best=("loss", "min"), read_only=read_only) as checkpointer:
+                restored = checkpointer.restore(abstract(states[1]))
+                assert (restored.step, restored.metrics) == (2, {})
+                assert_same(restored.state, states[2])
+                assert checkpointer.best_step() == 1
+    assert "DAMAGED metrics of step 2" in caplog.text
+
+
 def test_error_of_a_background_save_is_raised(tmp_path, monkeypatch):
     state = make_state()
     checkpointer = Checkpointer(tmp_path, keep_last=1)

@@ -30,6 +30,9 @@ ELSEWHERE = {
     "./launch/quickstart.sh": "tests/test_launch.py, slow",
     "./launch/test.sh": "what runs this test",
     "ruff": ".ci/run",
+    "python tests/fidelity.py": "tests/test_fidelity.py, slow",
+    "python -m glm_jax.convert THUDM/": "needs the network",
+    "python -m glm_jax.generate --checkpoint runs/glm-10b": "needs the released weights",
     "python -m glm_jax.benchmark step": "tests/test_benchmark.py",
 }
 

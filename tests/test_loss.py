@@ -15,7 +15,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 @pytest.fixture(params=["A", "B"])
 def golden(request):
     with np.load(GOLDEN / f"forward_{request.param}.npz") as file:
-        return dict(file)
+        return {"file": f"forward_{request.param}.npz", **file}
 
 
 def arguments(golden):
@@ -24,18 +24,19 @@ def arguments(golden):
 
 
 @pytest.mark.parametrize(("smoothing", "key"), [(0.0, "loss"), (0.1, "loss_label_smoothing_0p1")])
-def test_loss_of_the_original(golden, smoothing, key):
+def test_loss_of_the_original(golden, smoothing, key, fidelity):
     total, weight = cross_entropy(*arguments(golden), label_smoothing=smoothing)
     assert weight == golden["loss_mask"].sum()
-    np.testing.assert_allclose(total / weight, golden[key], atol=1e-5)
+    what = f"loss with label smoothing {smoothing}"
+    fidelity.close(golden["file"], what, total / weight, golden[key], 1e-5)
 
 
-def test_every_token_has_its_own_loss(golden):
+def test_every_token_has_its_own_loss(golden, fidelity):
     logits, targets, _ = arguments(golden)
     losses = jax.vmap(jax.vmap(lambda *a: cross_entropy(*(x[None, None] for x in a))[0]))(
         logits, targets, jnp.ones(targets.shape)
     )
-    np.testing.assert_allclose(losses, golden["token_losses"], atol=1e-5)
+    fidelity.close(golden["file"], "loss of each token", losses, golden["token_losses"], 1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

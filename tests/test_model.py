@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from megatron_layout import from_state_dict
+from golden_params import from_state_dict
 
 from glm_jax.loss import cross_entropy
 from glm_jax.model import GLM, GLMConfig, Layer, check_lengths, initial_parameters, parameter_count
@@ -54,6 +54,10 @@ def tiny():
     return config, params, (tokens, positions, positions // 2, np.array([7, 0, 12], np.int32))
 
 
+def golden_file(config):
+    return f"forward_{next(name for name, shape in SHAPES.items() if shape.num_heads == config.num_heads)}.npz"
+
+
 def largest_error(found, expected):
     """Over all leaves, the largest difference relative to the leaf's largest entry."""
     errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / np.abs(b).max()), found, expected)
@@ -64,20 +68,20 @@ def largest_error(found, expected):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits_of_the_original(golden, scan):
+def test_logits_of_the_original(golden, scan, fidelity):
     config, params, arrays = golden
     config = dataclasses.replace(config, scan_layers=scan)
     logits = apply(config, params, *inputs(arrays))
-    np.testing.assert_allclose(logits, arrays["logits"], atol=1e-5)
+    fidelity.close(golden_file(config), "logits", logits, arrays["logits"], 1e-5)
 
 
-def test_other_outputs_of_the_original(golden):
+def test_other_outputs_of_the_original(golden, fidelity):
     config, params, arrays = golden
     *ids, prefix = inputs(arrays)
     hidden = apply(config, params, *ids, prefix, method="hidden_states")
-    np.testing.assert_allclose(hidden, arrays["final_hidden"], atol=1e-5)
+    fidelity.close(golden_file(config), "hidden states before the head", hidden, arrays["final_hidden"], 1e-5)
     logits = apply(config, params, *ids, np.full_like(prefix, arrays["scalar_sep"]))
-    np.testing.assert_allclose(logits, arrays["logits_scalar_sep"], atol=1e-5)
+    fidelity.close(golden_file(config), "logits, one prefix for all rows", logits, arrays["logits_scalar_sep"], 1e-5)
 
 
 def golden_loss(config, arrays, target_index=None):
@@ -95,7 +99,7 @@ def golden_loss(config, arrays, target_index=None):
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("targets_only", [False, True])
-def test_loss_and_gradients_of_the_original(golden, remat, targets_only):
+def test_loss_and_gradients_of_the_original(golden, remat, targets_only, fidelity):
     config, params, arrays = golden
     config = dataclasses.replace(config, remat=remat, scan_layers=remat == "full")
     target_index = None
@@ -103,27 +107,28 @@ def test_loss_and_gradients_of_the_original(golden, remat, targets_only):
         most = int(arrays["loss_mask"].sum(1).max())
         target_index = np.argsort(-arrays["loss_mask"], axis=1, kind="stable")[:, :most].astype(np.int32)
     loss, gradients = jax.jit(jax.value_and_grad(golden_loss(config, arrays, target_index)))(params)
-    np.testing.assert_allclose(loss, arrays["loss"], atol=1e-5)
+    fidelity.close(golden_file(config), "loss of the model", loss, arrays["loss"], 1e-5)
     keys = {key.removeprefix("grad/"): a for key, a in arrays.items() if key.startswith("grad/")}
-    assert largest_error(gradients, from_state_dict(keys, config.num_heads)) < 1e-4
+    expected = from_state_dict(keys, config.num_heads)
+    fidelity.close(golden_file(config), "gradients of all parameters", gradients, expected, 1e-4, relative=True)
 
 
-def test_without_block_positions():
+def test_without_block_positions(fidelity):
     arrays = load("variant_no_block_position.npz")
     params = from_state_dict({k.removeprefix("param/"): a for k, a in arrays.items() if k.startswith("param/")}, 4)
     config = dataclasses.replace(SHAPES["A"], block_positions=False)
     positions = arrays["position_ids"]
     logits = apply(config, params, arrays["input_ids"], positions, 0 * positions, arrays["sep"])
-    np.testing.assert_allclose(logits, arrays["logits"], atol=1e-5)
+    fidelity.close("variant_no_block_position.npz", "logits", logits, arrays["logits"], 1e-5)
     shapes = jax.eval_shape(lambda: initial_parameters(config, jax.random.key(0)))
     assert jax.tree.map(np.shape, nn.unbox(shapes)) == jax.tree.map(np.shape, params)
 
 
-def test_attention_scale_changes_nothing():
+def test_attention_scale_changes_nothing(fidelity):
     arrays = load("variant_attention_scale8.npz")
     params = from_state_dict(load("ckpt_A.npz"), 4)
     logits = apply(SHAPES["A"], params, *inputs(arrays))
-    np.testing.assert_allclose(logits, arrays["logits_scale8"], atol=1e-5)
+    fidelity.close("variant_attention_scale8.npz", "logits", logits, arrays["logits_scale8"], 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_parameter_counts(name, count):
     assert parameter_count(GLMConfig.named(name)) == count
 
 
-def test_fresh_parameters_have_the_statistics_of_the_original():
+def test_fresh_parameters_have_the_statistics_of_the_original(fidelity):
     config = GLMConfig(4000, 12, 256, 8, 512)
     params = nn.unbox(jax.jit(lambda: initial_parameters(config, jax.random.key(0)))())
     stats = json.loads((GOLDEN / "init_stats_12L_256H.json").read_text())
@@ -172,7 +177,11 @@ def test_fresh_parameters_have_the_statistics_of_the_original():
         assert found.dtype == np.float32
         constant = 1.0 if name.endswith("layernorm.weight") else 0.0
         np.testing.assert_allclose(found.mean(), constant, atol=5 * max(std, 1e-9) / found.size**0.5)
-        np.testing.assert_allclose(found.std(), std, rtol=0.02)
+        if std:
+            what = "standard deviation of each tensor"
+            fidelity.close("init_stats_12L_256H.json", what, found.std(), std, 0.02, relative=True)
+        else:
+            assert found.std() == 0
     first, second = layers["mlp"]["dense_h_to_4h"]["kernel"][:2]
     assert not np.array_equal(first, second)
 

@@ -33,11 +33,13 @@ def test_every_golden_schedule_is_checked():
 
 
 @pytest.mark.parametrize("run", STYLES)
-def test_schedule_equals_original(run):
+def test_schedule_equals_original(run, fidelity):
     rate, _ = golden_schedule(run, clamp=False)
-    np.testing.assert_allclose(rate(LR[f"{run}/steps"]), LR[f"{run}/lr"], rtol=0, atol=1e-16)
-    first = [rate(n) for n in range(30)]
-    np.testing.assert_allclose(first, LR[f"{run}/lr_first30_optimizer_steps"], rtol=0, atol=1e-16)
+    what = "rates, 13 schedules, before and behind their end"
+    fidelity.close("lr_schedules.npz", what, rate(LR[f"{run}/steps"]), LR[f"{run}/lr"], 1e-16)
+    first = np.array([rate(n) for n in range(30)])
+    what = "rates of the first 30 optimizer steps"
+    fidelity.close("lr_schedules.npz", what, first, LR[f"{run}/lr_first30_optimizer_steps"], 1e-16)
     on_device = jax.jit(rate)(jnp.asarray(LR[f"{run}/steps"], jnp.int32))
     assert on_device.dtype == jnp.float32
     np.testing.assert_allclose(on_device, LR[f"{run}/lr"], rtol=2e-6, atol=2e-10)
@@ -115,7 +117,7 @@ def flat(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def test_decay_groups_equal_original():
+def test_decay_groups_equal_original(fidelity):
     groups = json.loads((GOLDEN / "param_groups_A.json").read_text())
 
     def ours(key):
@@ -127,7 +129,7 @@ def test_decay_groups_equal_original():
 
     expected = {ours(key): True for key in groups["weight_decay"]}
     expected |= {ours(key): False for key in groups["no_weight_decay"]}
-    assert flat(optimizer.decay_mask(tiny_params())) == expected
+    fidelity.equal("param_groups_A.json", "both groups", flat(optimizer.decay_mask(tiny_params())), expected)
 
 
 def test_decay_mask_of_other_names():

@@ -190,6 +190,13 @@ def test_what_cannot_run_is_refused_before_it_compiles(corpus, tmp_path, changes
     assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_a_missing_init_from_is_found_before_the_text_is_tokenised(corpus, tmp_path):
+    config = tiny_run.config(corpus, init_from=str(tmp_path / "none"), data__data_dir=str(tmp_path / "data"))
+    with pytest.raises(ValueError, match="train that run first"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "data").exists()
+
+
 def test_unknown_keys_show_the_nearest(corpus):
     config = tiny_run.config(corpus)
     with pytest.raises(AttributeError, match="batch_size"):

@@ -15,6 +15,7 @@ from glm_jax.data.prepare import prepare
 from glm_jax.data.specs import DataSpec, TokenizerSpec
 from glm_jax.data.token_store import TokenStore
 from glm_jax.tokenizers.base import Tokenizer
+from glm_jax.tokenizers.vocabularies import from_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,16 @@ def load(
 
 def load_tokenizer(spec: TokenizerSpec, corpora: list[Corpus], data_dir: str) -> Tokenizer:
     """The tokenizer of a spec: read from `spec.path`, or trained on the corpora and kept in data_dir/tokenizers."""
+    if spec.vocabulary is not None:
+        return from_vocabulary(
+            spec.vocabulary, spec.path, task_masks=spec.task_masks, block_mask=spec.block_mask,
+            fix_command_token=spec.fix_command_token,
+        )  # fmt: skip
     if spec.path:
         return tokenizers.load(os.path.expanduser(spec.path))
     options = dataclasses.asdict(spec)
+    for released in ("vocabulary", "task_masks", "block_mask", "fix_command_token"):
+        del options[released]
     identity = json.dumps([options, [corpus.identity("train") for corpus in corpora]])
     directory = os.path.join(data_dir, "tokenizers", hashlib.sha256(identity.encode()).hexdigest()[:16])
     if os.path.exists(os.path.join(directory, tokenizers.SETTINGS_FILE)):

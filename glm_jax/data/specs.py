@@ -79,18 +79,29 @@ class TokenizerSpec(_FromDict):
     """The tokenizer: one that exists (`path`), or a SentencePiece model trained on the training documents.
 
     Attributes:
-      path: a directory written by `Tokenizer.save`; the other fields then have no effect.
+      path: a directory written by `Tokenizer.save`, or with the files of a released vocabulary (`vocabulary`); the
+        fields of the training then have no effect.
+      vocabulary: `bert`, `roberta`, `gpt2` or `chinese`: `path` holds its files. Only then do these three count:
+      task_masks, block_mask, fix_command_token: see `tokenizers.vocabularies.from_vocabulary`.
       vocab_size, normalization, byte_fallback, model_type, vocab_multiple: see `sentencepiece_tokenizer.train`.
       training_megabytes: read at most this much text of each corpus for the training.
     """
 
     path: str | None = None
+    vocabulary: str | None = None
+    task_masks: bool = False
+    block_mask: bool = False
+    fix_command_token: bool = True
     vocab_size: int = 4096
     normalization: str = "nmt_nfkc"
     byte_fallback: bool = True
     model_type: str = "unigram"
     vocab_multiple: int = 128
     training_megabytes: float = 200.0
+
+    def __post_init__(self):
+        if self.vocabulary is not None and not self.path:
+            raise DataError(f"TokenizerSpec.vocabulary {self.vocabulary!r} needs path, the folder with its files")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,10 +108,15 @@ def export_loaded(
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def check_new(path: pathlib.Path) -> None:
+    """Raises ValueError for a path to which nothing can be exported because something is there."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} exists: choose another folder, or remove it first")
+
+
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    check_new(path)
     temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     temporary.mkdir(parents=True)
     try:

@@ -113,6 +113,10 @@ def load(
     found = [kind for kind, recognizes in kinds.items() if recognizes(folder)]
     if len(found) != 1:
         what = f"looks like {' and '.join(found)} at once" if found else "holds no checkpoint that is known"
+        inside = [child.name for child in sorted(folder.iterdir()) if child.is_dir()]
+        inside = [name for name in inside if any(recognizes(folder / name) for recognizes in kinds.values())]
+        if inside and not found:
+            raise FormatError(f"{folder} {what}, but folders inside it do: {', '.join(inside[:5])}; give one of them")
         raise FormatError(
             f"{folder} {what}: expected {megatron.TRACKER} with mp_rank_XX_model_states.pt, or model.safetensors or "
             "pytorch_model.bin with config.json, or a run folder with checkpoints/"
@@ -140,7 +144,7 @@ def _locate(path):
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise FormatError(f"{folder} is a file: give the folder of the checkpoint")
+        raise FormatError(f"{folder} is a file: give the folder of the checkpoint, {folder.parent}")
     if not _HUB_ID.fullmatch(str(path)):
         raise FormatError(f"{folder} does not exist, and is no hub id such as THUDM/glm-10b")
     try:

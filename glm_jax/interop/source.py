@@ -96,7 +96,7 @@ def config_of(source: Source, **given: Any) -> GLMConfig:
         if shape not in sizes:
             raise FormatError(
                 f"the number of attention heads of {source.path} shows nowhere: {shape[0]} layers of width {shape[1]} "
-                "are no published size; pass num_heads"
+                "are no published size; pass num_heads (convert: --num-heads)"
             )
         fields["num_heads"] = sizes[shape]
         source.notes.append(f"{sizes[shape]} attention heads, as in the published model of this shape")

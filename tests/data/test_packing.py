@@ -112,7 +112,7 @@ def sampled(store, size, *, one=False, start=0.0):
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"{case['max_seq_len']}-{case['sample_across_doc']}")
-def test_sampled_rows_are_those_of_the_original(documents, case):
+def test_sampled_rows_are_those_of_the_original(documents, case, fidelity):
     store = documents([prompt + text for prompt, text in zip(GOLDEN["prompts"], GOLDEN["docs"], strict=True)])
     rows = sampled(
         store, case["max_seq_len"], one=not case["sample_across_doc"], start=float(case["non_sentence_start"])
@@ -121,7 +121,7 @@ def test_sampled_rows_are_those_of_the_original(documents, case):
     assert len(case["rows"]) == 40
     for expected in case["rows"]:
         row = rows[expected["idx"]]
-        assert row["tokens"][: row["length"]].tolist() == expected["text"]
+        fidelity.equal("block_dataset.json", "160 rows", row["tokens"][: row["length"]].tolist(), expected["text"])
         assert (row["tokens"][row["length"] :] == -1).all()
 
 

@@ -33,6 +33,7 @@ def test_nested_mappings_become_specs():
         ({"packing": "tight"}, "must be one of contiguous, sampled"),
         ({"sequence_length": 3}, "at least 4"),
         ({"workers": -1}, "workers must be"),
+        ({"tokenizer": {"vocabulary": "bert"}}, "vocabulary 'bert' needs path"),
     ],
 )
 def test_bad_values(values, message):

@@ -170,6 +170,8 @@ def test_compressed_zip_is_refused(tmp_path):
 
 def test_empty_folder_and_two_formats_at_once(tmp_path, hub):
     refuse(tmp_path, "holds no checkpoint")
+    shutil.copytree(GOLDEN / "hub_B", tmp_path / "inside" / "hub_B")
+    refuse(tmp_path / "inside", "folders inside it do: hub_B; give one of them")
     shutil.copy(GOLDEN / "megatron_B/1000" / SHARD, hub)
     refuse(hub, "megatron and hub at once")
 

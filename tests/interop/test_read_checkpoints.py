@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from megatron_layout import from_state_dict
+from golden_params import from_state_dict
 
 from glm_jax import heads, interop, prompt_spell, sharding
 from glm_jax.interop import FormatError, layout, safetensors_file, torch_file
@@ -45,15 +45,20 @@ def assert_same(params, expected):
 
 
 @pytest.mark.parametrize(("folder", "name"), FOLDERS)
-def test_weights_and_logits(folder, name):
+def test_weights_and_logits(folder, name, fidelity):
     loaded = interop.load(GOLDEN / folder, num_heads=heads_for(folder, name))
-    assert_same(loaded.params, from_state_dict(arrays(f"ckpt_{name}"), HEADS[name]))
+    expected = from_state_dict(arrays(f"ckpt_{name}"), HEADS[name])
+    fidelity.equal(folder, "all weights", loaded.params, expected)
+    fidelity.equal(f"ckpt_{name}.npz", "weights of the same model in a checkpoint", loaded.params, expected)
     data = arrays(f"forward_{name}")
     expected = data["logits"]
     if folder.startswith("hub"):
         assert loaded.model.config.gelu == "exact"
         expected = arrays(f"hub_forward_{name}")["logits_hub_erf"]
-    np.testing.assert_allclose(forward(loaded, data), expected, atol=1e-5)
+    logits = forward(loaded, data)
+    if folder.startswith("hub"):
+        fidelity.close(f"hub_forward_{name}.npz", "logits with the hub's GELU", logits, expected, 1e-5)
+    fidelity.close(folder, "logits of its model", logits, expected, 1e-5)
     assert len(loaded.report.tensors) == len(arrays(f"ckpt_{name}"))
     for key in loaded.report.tensors:
         assert key in str(loaded.report)
@@ -148,15 +153,15 @@ def test_every_parameter_has_a_tensor(size):
 
 
 @pytest.mark.parametrize("kind", ["none", "mlp", "lstm"])
-def test_soft_prompts(tmp_path, kind):
+def test_soft_prompts(tmp_path, kind, fidelity):
     data = arrays(f"prompt_{kind}")
     write_shard(tmp_path, {key[6:]: array for key, array in data.items() if key.startswith("param/")})
     loaded = interop.load(tmp_path, num_heads=4)
     vectors = prompt_spell.prompt_vectors(loaded.prompt)
-    np.testing.assert_allclose(vectors, data["prompt_embeds"][0], atol=1e-5)
+    fidelity.close(f"prompt_{kind}.npz", "vectors of the prompt", vectors, data["prompt_embeds"][0], 1e-5)
     with prompt_spell.soft_prompt(vectors, jnp.asarray(data["prompt_pos"], jnp.int32)):
         logits = forward(loaded, data)
-    np.testing.assert_allclose(logits, data["logits"], atol=1e-5)
+    fidelity.close(f"prompt_{kind}.npz", "logits", logits, data["logits"], 1e-5)
     assert np.abs(forward(loaded, data) - data["logits"]).max() > 1e-2  # without the prompt
 
 
@@ -167,7 +172,7 @@ def seqcls_state(names):
 
 
 @pytest.mark.parametrize("pool", heads.POOLS)
-def test_classification_head(tmp_path, pool, caplog):
+def test_classification_head(tmp_path, pool, caplog, fidelity):
     data = arrays(f"seqcls_{pool}")
     names = ("pool_layer.weight", "pool_layer.bias", "multichoice_head.weight", "multichoice_head.bias", "model.")
     write_shard(tmp_path, seqcls_state(names))
@@ -177,7 +182,7 @@ def test_classification_head(tmp_path, pool, caplog):
         {"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep, method=GLM.hidden_states
     )
     scores = heads.classify(loaded.classifier, hidden, sep, pool)
-    np.testing.assert_allclose(scores, data["logits"], atol=1e-5)
+    fidelity.close(f"seqcls_{pool}.npz", "scores of the classes", scores, data["logits"], 1e-5)
     with caplog.at_level(logging.WARNING):
         interop.from_pretrained(tmp_path, num_heads=4)
     assert "classification head" in caplog.text
@@ -242,7 +247,7 @@ def test_sharded_hub_folder(tmp_path):
 PLACEMENT = """
 import sys, jax, numpy as np
 sys.path.insert(0, {tests!r})
-from megatron_layout import from_state_dict
+from golden_params import from_state_dict
 from glm_jax import interop, sharding
 mesh = sharding.make_mesh(dict(data=1, fsdp=2, tensor=4))
 loaded = interop.load({folder!r}, mesh=mesh, num_heads=4)

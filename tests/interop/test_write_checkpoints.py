@@ -47,7 +47,7 @@ def test_import_export_import_is_bit_identical(tmp_path, source, to):
 
 
 @pytest.mark.parametrize("source", ["megatron_A", "megatron_A_MP2", "megatron_B"])
-def test_export_equals_the_original_files(tmp_path, source):
+def test_export_equals_the_original_files(tmp_path, source, fidelity):
     """Through a run folder, too: keys, order, shapes, dtypes, values, and the entries beside the weights."""
     files = sorted((GOLDEN / source / "1000").iterdir())
     loaded = interop.load(GOLDEN / source, num_heads=SOURCES[source])
@@ -61,10 +61,11 @@ def test_export_equals_the_original_files(tmp_path, source):
         assert entries == expected_entries
     for name in ("latest", "latest_checkpointed_iteration.txt"):
         assert (tmp_path / "out" / name).read_text() == (GOLDEN / source / name).read_text()
+    fidelity.compared(source, "what is exported again: names, order, shapes, weights and other entries")
 
 
 @pytest.mark.parametrize("name", ["A", "B"])
-def test_hub_export_equals_the_hub_files(tmp_path, name):
+def test_hub_export_equals_the_hub_files(tmp_path, name, fidelity):
     interop.export_loaded(tmp_path / "out", "hub", interop.load(GOLDEN / f"hub_{name}"))
     found, _ = safetensors_file.read(tmp_path / "out/model.safetensors")
     expected, _ = safetensors_file.read(GOLDEN / f"hub_{name}/model.safetensors")
@@ -76,6 +77,7 @@ def test_hub_export_equals_the_hub_files(tmp_path, name):
     )
     theirs.pop("auto_map")
     assert {key: ours.get(key) for key in theirs} == theirs | {"_name_or_path": None, "transformers_version": None}
+    fidelity.compared(f"hub_{name}", "what is exported again: names, shapes, weights and config")
 
 
 def test_shards_agree(tmp_path):
@@ -329,6 +331,12 @@ def test_convert_there_and_back(tmp_path, capsys):
         found, _ = read_module(next((tmp_path / "two").glob(f"*/{name}")))
         expected, _ = read_module(GOLDEN / "megatron_A_MP2/1000" / name)
         assert_same_arrays(found, expected)
+
+
+def test_a_destination_that_exists_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(SystemExit, match="there exists: choose another folder"):
+        convert.main([str(tmp_path / "no such source"), str(tmp_path / "there"), "--to", "hub"])
 
 
 def test_convert_ends_with_one_line(tmp_path):
