@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 
 from glm_jax.batch import Batch
-from glm_jax.benchmarks import corruption, step
+from glm_jax.benchmarks import corruption, decode, step
 from glm_jax.model import GLMConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,3 +56,14 @@ def test_the_verb_prints_json_last():
 def test_a_length_that_cannot_be_is_refused(length):
     with pytest.raises(ValueError, match="at least 4"):
         corruption.run(length=length, batch=2)
+
+
+def test_decode_benchmark_counts_tokens_and_programs():
+    result = decode.run(
+        batches=(1, 2), lengths=(4, 8), prompt_length=16,
+        num_layers=1, hidden_size=64, num_heads=2, vocab_size=512, max_position_embeddings=64,
+    )  # fmt: skip
+    assert set(result["by_batch"]) == {"1", "2"}
+    assert result["figure"] == result["by_batch"]["1"]["tokens_per_second"] > 0
+    assert set(result["milliseconds_per_token_by_length"]) == {"4", "8"}
+    assert result["compiled_prefills"] <= 3  # contexts of 32, 48 and 64 columns

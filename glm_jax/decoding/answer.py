@@ -220,11 +220,11 @@ class Decoder:
             )  # fmt: skip
             found = jax.device_get(found)
             for at, i in enumerate(rows):
-                options = [
-                    (found.tokens[at, w, : found.lengths[at, w]].tolist(), float(found.values[at, w]))
-                    for w in range(strategy.num_beams)
-                    if np.isfinite(found.values[at, w])
-                ]
+                options = {}  # an answer may have been found with either stop: the better one counts
+                for tokens, length, value in zip(found.tokens[at], found.lengths[at], found.values[at], strict=True):
+                    if np.isfinite(value):
+                        options.setdefault(tuple(tokens[:length].tolist()), float(value))
+                options = list(options.items())
                 if number == len(prompts[i].blanks) - 1:
                     earlier, scores = best[i]
                     results[i] = [

@@ -1,6 +1,7 @@
 """Prompts in, text out: every task as filling blanks (paper, section 2.3)."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -145,16 +146,19 @@ def stream(
 def _pieces(tokenizer, prompt, tokens) -> Iterator[tuple[int, str]]:
     rank = {column: i for i, column in enumerate(sorted(prompt.blanks))}
     answer, shown, current = list(prompt.begun), tokenizer.decode(prompt.begun), 0
-    for blank, token, _ in tokens:
-        if blank != current:
+    for blank, token, _ in itertools.chain(tokens, [(None, None, None)]):
+        if blank != current:  # the answer before was ended or cut: all of it is text now
+            text = tokenizer.decode(answer)
+            if len(text) > len(shown):
+                yield rank[prompt.blanks[current]], text[len(shown) :]
             answer, shown, current = [], "", blank
         if token is not None:
             answer.append(token)
-        text = tokenizer.decode(answer)
-        # A character may need several tokens; until it is whole, it decodes to U+FFFD.
-        if len(text) > len(shown) and (token is None or not text.endswith("\ufffd")):
-            yield rank[prompt.blanks[blank]], text[len(shown) :]
-            shown = text
+            text = tokenizer.decode(answer)
+            # A character may need several tokens; until it is whole, it decodes to U+FFFD.
+            if len(text) > len(shown) and not text.endswith("\ufffd"):
+                yield rank[prompt.blanks[blank]], text[len(shown) :]
+                shown = text
 
 
 def _run(model, params, tokenizer, prompts: list[Prompt], strategy, *, max_new_tokens, num_answers, seed, batch_size):
@@ -203,9 +207,7 @@ def _forbidden(tokenizer, more) -> tuple[int, ...]:
     for item in more:
         tokens = [int(item)] if isinstance(item, (int, np.integer)) else tokenizer.encode(item)
         if len(tokens) != 1:
-            raise DecodingError(
-                f"forbidden {item!r} is {len(tokens)} tokens, but single tokens are forbidden: give ids"
-            )
+            raise DecodingError(f"forbidden {item!r} is {len(tokens)} tokens: only single tokens can be forbidden")
         ids.add(tokens[0])
     return tuple(sorted(ids))
 

@@ -53,7 +53,7 @@ def encode_continuation(tokenizer: Tokenizer, text: str, *, unidirectional: bool
     special = tokenizer.special
     if not unidirectional:
         _check_text(text, "or generate from nothing with unidirectional=True")
-        if _blanks_in(text):
+        if has_blank(text):
             raise PromptError(f"{text[:60]!r} has a blank already: fill() fills it, generate() continues plain text")
         return encode_prompt(tokenizer, f"{text.rstrip()} {known_masks(special)[-1]}")
     if text:
@@ -66,6 +66,11 @@ def known_masks(special: SpecialTokens) -> tuple[str, ...]:
     """The mask words of a vocabulary: [MASK] always, [sMASK] and [gMASK] where they have ids of their own."""
     words = [word for word, name in MASK_WORDS.items() if name == "mask" or getattr(special, name) != special.mask]
     return tuple(words)
+
+
+def has_blank(text: str) -> bool:
+    """Whether a text names a mask."""
+    return any(word in text for word in MASK_WORDS)
 
 
 def blank_ids(special: SpecialTokens) -> tuple[int, int, int]:
@@ -105,10 +110,6 @@ def _check_text(text, way_out):
             f"the prompt holds bytes that are no text at character {error.start}: {text[error.start : error.end]!r}; "
             "give it in UTF-8"
         ) from None
-
-
-def _blanks_in(text):
-    return any(word in text for word in MASK_WORDS)
 
 
 def _permutation(order, count, text) -> list[int]:

@@ -9,29 +9,31 @@ from collections.abc import Callable, Iterable
 
 from glm_jax.decoding.answer import Decoder
 from glm_jax.decoding.fill import Filled, fill, generate, stream
-from glm_jax.decoding.prompts import PromptError
+from glm_jax.decoding.prompts import PromptError, has_blank
 from glm_jax.tokenizers.base import MASK_WORDS
 
 logger = logging.getLogger(__name__)
 
 _ANSWERS_AT_ONCE = 8  # batches between two writes of a file
+_SEED_STRIDE = 1_000_003  # prompts that one seed serves before the next one's draws begin
 
 
-def complete(model, params, tokenizer, prompts: list[str], **options) -> list[Filled]:
-    """Fills the prompts that have a blank, and continues those that have none."""
-    with_blank = [any(word in prompt for word in MASK_WORDS) for prompt in prompts]
-    unidirectional = options.pop("unidirectional", False)
-    if unidirectional and any(with_blank):
+def complete(
+    model, params, tokenizer, prompts: list[str], *, seed: int | list[int] = 0, order="left-to-right",
+    unidirectional: bool = False, **options,
+) -> list[Filled]:  # fmt: skip
+    """Fills the prompts that have a blank, and continues those that have none; `options` as for both."""
+    seeds = [seed * _SEED_STRIDE + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    blank = [has_blank(prompt) for prompt in prompts]
+    if unidirectional and any(blank):
         raise PromptError("--unidirectional continues plain text: leave out the masks")
-    order = options.pop("order", "left-to-right")
-    filled = fill(model, params, tokenizer, [p for p, b in zip(prompts, with_blank, strict=True) if b], order=order,
-                  **options)  # fmt: skip
-    continued = generate(
-        model, params, tokenizer, [p for p, b in zip(prompts, with_blank, strict=True) if not b],
-        unidirectional=unidirectional, **options,
-    )  # fmt: skip
-    filled, continued = iter(filled), iter(continued)
-    return [next(filled if b else continued) for b in with_blank]
+    found: dict[int, Filled] = {}
+    for kind, do, extra in ((True, fill, {"order": order}), (False, generate, {"unidirectional": unidirectional})):
+        rows = [i for i, is_blank in enumerate(blank) if is_blank == kind]
+        if rows:
+            texts, own = [prompts[i] for i in rows], [seeds[i] for i in rows]
+            found |= dict(zip(rows, do(model, params, tokenizer, texts, seed=own, **extra, **options), strict=True))
+    return [found[i] for i in range(len(prompts))]
 
 
 def as_dict(filled: Filled) -> dict:
@@ -62,7 +64,7 @@ def answer_file(
         for at in range(done, len(records), size):
             rows = records[at : at + size]
             # A prompt draws by its number in the file, so that a resumed run writes what one run would have written.
-            seeds = [seed * 1_000_003 + at + i for i in range(len(rows))]
+            seeds = [seed * _SEED_STRIDE + at + i for i in range(len(rows))]
             found = complete(
                 model, params, tokenizer, [row["prompt"] for row in rows], batch_size=batch_size, seed=seeds, **options
             )
@@ -133,7 +135,7 @@ def converse(
             history = []
             continue
         before = tokenizer.decode(history[-history_tokens:]).strip() if history_tokens else ""
-        blank = any(word in line for word in MASK_WORDS)
+        blank = has_blank(line)
         try:
             pieces = stream(
                 model, params, tokenizer, f"{before} {line}".strip(), decoder=decoder, continuation=not blank,

@@ -21,6 +21,7 @@ from glm_jax.interop.placement import place
 from glm_jax.interop.source import Source, config_of
 from glm_jax.interop.tensors import DTYPES, FLOATS
 from glm_jax.model import GLM, GLMConfig, initial_parameters
+from glm_jax.run_folder import load_run
 from glm_jax.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,34 @@ def from_pretrained(
         if part is not None:
             logger.warning("%s has a %s, which from_pretrained leaves out; glm_jax.interop.load returns it", path, name)
     return loaded.model, loaded.params, loaded.tokenizer
+
+
+def open_model(
+    path: str | os.PathLike,
+    *,
+    step: int | str = "latest",
+    dtype: str | None = None,
+    tokenizer: str | os.PathLike | None = None,
+) -> tuple[GLM, Any, Tokenizer]:
+    """What the verbs that use a model open: as `from_pretrained`, but a run may be opened at any `step`.
+
+    `dtype` is the run's own by default, and float32 for other checkpoints. Raises FormatError where there is no
+    tokenizer, and as `load` and `load_run`.
+    """
+    folder = pathlib.Path(path)
+    run = folder.parent if folder.name == "checkpoints" else folder
+    if _is_run(run) and tokenizer is None and (run / "tokenizer").exists():
+        opened = load_run(run, int(step) if str(step).isdigit() else step, dtype)
+        return opened.model, opened.params, opened.tokenizer
+    if step != "latest":
+        raise FormatError(f"{path} is no run of glm_jax: it has no step {step!r} to choose; leave the step out")
+    model, params, found = from_pretrained(path, dtype or "float32", tokenizer=tokenizer)
+    if found is None:
+        raise FormatError(
+            f"{path} has no tokenizer: name the folder of its vocabulary (vocab.txt, vocab.json with merges.txt, or "
+            "*.model)"
+        )
+    return model, params, found
 
 
 def load(

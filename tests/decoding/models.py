@@ -6,7 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from megatron_layout import from_state_dict
+from golden_params import from_state_dict
 
 from glm_jax.model import GLM, GLMConfig
 from glm_jax.tokenizers.special import SpecialTokens
