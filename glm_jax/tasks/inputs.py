@@ -147,7 +147,7 @@ def last_blank(ids: Sequence[int], mask: int) -> int:
         if ids[column] == mask:
             return column
     raise TaskError(
-        f"no blank is left in a context of {len(ids)} tokens: raise max_length, or mark more of the prompt as shortenable"
+        f"no blank is left in a context of {len(ids)} tokens: raise max_length, or mark more of the prompt with P"
     )
 
 

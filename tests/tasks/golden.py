@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 
+from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.byte_bpe import ByteBPETokenizer, gpt2_commands
 from glm_jax.tokenizers.chinese_sentencepiece import ChineseSentencePieceTokenizer, chinese_commands
 from glm_jax.tokenizers.special import SpecialTokens
@@ -63,3 +64,29 @@ def assert_equal(encoded, record: dict, *, pad: int, sep="sep", ids="ids", targe
         assert [*encoded.target_weights, *[0] * padding] == record[mask]
         targets_of = [t for t, w in zip(record[targets], record[mask], strict=True) if w]
         assert [t for t, w in zip(encoded.target_ids, encoded.target_weights, strict=True) if w] == targets_of
+
+
+class Words(Tokenizer):
+    """A tokenizer of single words; one id a word, 100 + its number in order of appearance."""
+
+    special = TOY
+    num_pieces = vocab_multiple = 1000
+
+    def __init__(self):
+        self.known = []
+
+    def encode(self, text):
+        self.known += [word for word in text.split() if word not in self.known]
+        return [100 + self.known.index(word) for word in text.split()]
+
+    def decode(self, ids, *, print_special=False):
+        return " ".join(self.known[i - 100] for i in ids if i >= 100)
+
+    def id_to_piece(self, token_id):
+        return self.known[token_id - 100]
+
+    def fingerprint(self):
+        return "words"
+
+    def save(self, directory):
+        raise NotImplementedError
