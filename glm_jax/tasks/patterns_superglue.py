@@ -71,7 +71,8 @@ BOOLQ = tuple(
     for pattern in (
         lambda e: [SLOT, P(e["passage"]), SLOT, " Question:", Q(" " + e["question"]), "? Answer:", SLOT, MASK, "."],
         lambda e: [
-            SLOT, P(e["passage"]), " Based on the previous passage,", SLOT, Q(" " + e["question"]), "?", SLOT, MASK, ".",
+            SLOT, P(e["passage"]), " Based on the previous passage,", SLOT, Q(" " + e["question"]), "?", SLOT, MASK,
+            ".",
         ],
         lambda e: [
             "Based on the following passage", SLOT, Q(" " + e["question"]), "?", SLOT, MASK, ".", SLOT,
@@ -82,6 +83,7 @@ BOOLQ = tuple(
 )  # fmt: skip
 
 _BINARY = {"0": " No", "1": " Yes"}
+_ASK = (SLOT, " Question:", "QUESTION", "?", SLOT)
 
 
 def _multirc(*parts, before=()):
@@ -93,13 +95,8 @@ def _multirc(*parts, before=()):
 
 
 MULTIRC = (
-    Prompt(_multirc(".", SLOT, " Question:", "QUESTION", "?", SLOT, " Is it", " ANSWER", "?", SLOT, MASK, "."), _BINARY),
-    Prompt(
-        _multirc(
-            ".", SLOT, " Question:", "QUESTION", "?", SLOT, ' Is the correct answer "', "ANSWER", '"?', SLOT, MASK, "."
-        ),
-        _BINARY,
-    ),
+    Prompt(_multirc(".", *_ASK, " Is it", " ANSWER", "?", SLOT, MASK, "."), _BINARY),
+    Prompt(_multirc(".", *_ASK, ' Is the correct answer "', "ANSWER", '"?', SLOT, MASK, "."), _BINARY),
     Prompt(
         _multirc(
             ". Based on the previous passage,", SLOT, "QUESTION", "?", SLOT, ' Is "', "ANSWER", '" a correct answer?',
@@ -110,7 +107,7 @@ MULTIRC = (
     Prompt(
         _multirc(SLOT, "QUESTION", "- [", MASK, "]", SLOT, "ANSWER", before=(SLOT,)), {"0": " False", "1": " True"}
     ),
-    Prompt(_multirc(".", SLOT, " Question:", "QUESTION", "?", SLOT, " ANSWER", "?", SLOT, MASK, "."), _BINARY),
+    Prompt(_multirc(".", *_ASK, " ANSWER", "?", SLOT, MASK, "."), _BINARY),
 )  # fmt: skip
 
 WIC = (
@@ -161,19 +158,8 @@ def _copa_connective(e, choice):
 
 def _copa_listed(e):
     first, second = copa_choices(e)
-    return [
-        SLOT,
-        first,
-        " or",
-        " " + second,
-        "?",
-        SLOT,
-        P(" " + bare(e["premise"])),
-        _JOINER[e["question"]],
-        SLOT,
-        MASK,
-        ".",
-    ]
+    premise = [P(" " + bare(e["premise"])), _JOINER[e["question"]]]
+    return [SLOT, first, " or", " " + second, "?", SLOT, *premise, SLOT, MASK, "."]
 
 
 COPA = (

@@ -153,8 +153,8 @@ class PromptEncoder:
         ⌈P / k⌉ until none is left.
       prefix_tokens: further soft prompt tokens, in front of the text.
       as_original: every candidate is truncated on its own, so that long candidates see less of the passage, and `Q` is
-        shortened like `P`, so that the question goes first. By default all candidates share one Part A, and the question
-        stays.
+        shortened like `P`, so that the question goes first. By default all candidates share one Part A, and the
+        question stays.
       multi_token: True scores every candidate by all its tokens and the end token; False demands verbalizers of one
         token; None takes one token where all verbalizers have one.
     """
@@ -167,8 +167,11 @@ class PromptEncoder:
     multi_token: bool | None = None
 
     def encode(self, prompt: Prompt, fields: Fields) -> Cloze:
-        """Raises TaskError for a pattern without exactly one blank, for an example that stays too long when all that may
-        be shortened is gone, and for verbalizers that one token cannot tell apart."""
+        """The contexts and candidates of an example.
+
+        Raises TaskError for a pattern without exactly one blank, for an example that stays too long when all that may
+        be shortened is gone, and for verbalizers that one token cannot tell apart.
+        """
         special = self.tokenizer.special
         candidates = [tuple(self.tokenizer.encode_continuation(text)) for text in prompt.texts(fields)]
         single = prompt.verbalizer is not None and not self.multi_token and not prompt.per_candidate
@@ -266,6 +269,6 @@ def _shorten(pieces, excess, as_original, max_length):
             removed += 1
     if removed < max(0, excess):
         raise TaskError(
-            f"an example is {excess - removed} tokens longer than max_length={max_length} when all that may be shortened "
-            "is gone: raise max_length, or mark more of the pattern with P"
+            f"an example is {excess - removed} tokens longer than max_length={max_length} when all that may be "
+            "shortened is gone: raise max_length, or mark more of the pattern with P"
         )

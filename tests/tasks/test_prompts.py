@@ -1,5 +1,7 @@
 """Every pattern against the original's encodings, and what the encoder promises beyond them."""
 
+# ruff: noqa: RUF001 (Chinese punctuation)
+
 import pytest
 from golden import TOY, Words, assert_equal, load, needs_vocabularies, tokenizer
 
