@@ -149,6 +149,7 @@ class Attention(nn.Module):
         x: Float[Array, "BT D"],
         prefix_lengths: Int[Array, "B"],
         query_index: Int[Array, "B K"] | None = None,
+        answer_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "BK D"]:
         """Attends from every position, or from the positions `query_index` only."""
         config = self.config
@@ -174,6 +175,7 @@ class Attention(nn.Module):
             v,
             prefix_lengths,
             query_index=query_index,
+            answer_ids=answer_ids,
             backend=config.attention_backend,
             dropout_rate=config.attention_dropout,
             dropout_key=self.make_rng("dropout") if drop else None,
@@ -211,11 +213,13 @@ class Layer(nn.Module):
         x: Float[Array, "BT D"],
         prefix_lengths: Int[Array, "B"],
         query_index: Int[Array, "B K"] | None = None,
+        answer_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "BK D"]:
         """The layer's output at every position, or at the positions `query_index` only."""
         config = self.config
         normed = LayerNorm(config.dtype, name="input_layernorm")(x)
-        branch = Attention(config, self.deterministic, name="attention")(normed, prefix_lengths, query_index)
+        attend = Attention(config, self.deterministic, name="attention")
+        branch = attend(normed, prefix_lengths, query_index, answer_ids)
         x = (x if query_index is None else _rows(x, query_index)) + self._dropout(branch)
         x = nn.with_logical_constraint(x, ("batch", None))
         branch = MLP(config, name="mlp")(LayerNorm(config.dtype, name="post_attention_layernorm")(x))
@@ -256,16 +260,24 @@ class GLM(nn.Module):
         prefix_lengths: Int[Array, "B"],
         target_index: Int[Array, "B K"] | None = None,
         *,
+        answer_ids: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B _ V"]:
         """Float32 logits at every position [B T V], or at the positions `target_index` only [B K V].
 
         With `target_index` the other positions neither meet the vocabulary nor pass the last layer beyond its keys and
-        values. `deterministic=False` needs rngs={"dropout": key} unless both rates are 0. See `check_lengths` for
-        positions outside the tables.
+        values. `answer_ids` are for several answers that share one Part A: each token's, 0 in Part A; behind it a token
+        sees only those of its own answer. `deterministic=False` needs rngs={"dropout": key} unless both rates are 0.
+        See `check_lengths` for positions outside the tables.
         """
         hidden = self.hidden_states(
-            tokens, position_ids, block_position_ids, prefix_lengths, target_index, deterministic=deterministic
+            tokens,
+            position_ids,
+            block_position_ids,
+            prefix_lengths,
+            target_index,
+            answer_ids=answer_ids,
+            deterministic=deterministic,
         )
         logits = self.word_embeddings.attend(hidden.reshape(-1, self.config.hidden_size))
         logits = logits.reshape(*hidden.shape[:2], -1)
@@ -279,6 +291,7 @@ class GLM(nn.Module):
         prefix_lengths: Int[Array, "B"],
         target_index: Int[Array, "B K"] | None = None,
         *,
+        answer_ids: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B _ D"]:
         """What the head reads, after the final layer norm; arguments as for the logits."""
@@ -293,7 +306,7 @@ class GLM(nn.Module):
             key, *keys = jax.random.split(self.make_rng("dropout"), config.num_layers + 1)
             keys = jnp.stack(keys)
             x = dropout(x, config.hidden_dropout, key)
-        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys)
+        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys, answer_ids)
         return self.final_layernorm(x).reshape(tokens.shape[0], -1, config.hidden_size)
 
 
@@ -304,6 +317,7 @@ def apply_layers(
     prefix_lengths: Int[Array, "B"],
     target_index: Int[Array, "B K"] | None = None,
     dropout_keys: Any | None = None,
+    answer_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "BK D"]:
     """Runs the stacked parameters `layers` over x; the last layer only at `target_index` where that is given."""
 
@@ -311,7 +325,7 @@ def apply_layers(
         params, key = params_and_key
         layer = Layer(config, deterministic=key is None, parent=None)  # applied to its parameters, owned by none
         rngs = None if key is None else {"dropout": key}
-        return layer.apply({"params": params}, x, prefix_lengths, query_index, rngs=rngs)
+        return layer.apply({"params": params}, x, prefix_lengths, query_index, answer_ids, rngs=rngs)
 
     if config.remat != "none":
         # Inside a scan nothing can be merged across the barrier, so XLA need not be kept from trying.
