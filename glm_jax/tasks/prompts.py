@@ -112,6 +112,7 @@ class Cloze:
     contexts: tuple[Context, ...]
     candidates: tuple[tuple[int, ...], ...]
     single_token: bool
+    known: int = 0  # ids at the front of every candidate that are given, and not scored
 
     def rows(self) -> list[Encoded]:
         """A row a candidate, as the original has it; a single row for single tokens."""
@@ -119,7 +120,7 @@ class Cloze:
             return [_row(self.start, context, [Answer(context.column, None)]) for context in self.contexts]
         contexts = self.contexts if len(self.contexts) > 1 else self.contexts * len(self.candidates)
         pairs = zip(contexts, self.candidates, strict=True)
-        return [_row(self.start, context, [Answer(context.column, ids)]) for context, ids in pairs]
+        return [_row(self.start, context, [Answer(context.column, ids, self.known)]) for context, ids in pairs]
 
     def segments(self, length: int) -> tuple[list[Encoded], list[int]]:
         """Candidates in pieces of `length` tokens, the earlier ones written into the context (--segment-length).

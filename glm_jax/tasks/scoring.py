@@ -87,7 +87,9 @@ def _packed(cloze, row_length):
 
 def _row(cloze, numbers):
     context = cloze.contexts[0 if len(cloze.contexts) == 1 else numbers[0]]
-    answers = [Answer(context.column, cloze.candidates[n], group=g) for g, n in enumerate(numbers, start=1)]
+    answers = [
+        Answer(context.column, cloze.candidates[n], cloze.known, group) for group, n in enumerate(numbers, start=1)
+    ]
     encoded = assemble(cloze.start, context.ids, answers, prompt_columns=context.prompt_columns)
     columns = [column for column, weight in enumerate(encoded.target_weights) if weight]
     return encoded, numbers, [(c, encoded.target_ids[c], encoded.answer_ids[c] - 1) for c in columns]
