@@ -47,7 +47,8 @@ class Prompt:
     Attributes:
       pattern: fields -> parts with one MASK; with `per_candidate`, (fields, number of the candidate) -> parts.
       verbalizer: label -> text, the same for all examples. Or
-      candidates: fields -> texts; labels are then their numbers.
+      candidates: fields -> texts; labels are then their numbers, or
+      target: fields -> the right one's text.
       end_token: whether the end token belongs to a candidate of several tokens.
       soft_prompts: False where the original leaves SLOT empty.
     """
@@ -55,6 +56,7 @@ class Prompt:
     pattern: Callable[..., Sequence["str | Mark"]]
     verbalizer: Mapping[str, str] | None = None
     candidates: Callable[[Fields], Sequence[str]] | None = None
+    target: Callable[[Fields], str] | None = None
     per_candidate: bool = False
     end_token: bool = True
     soft_prompts: bool = True
@@ -81,7 +83,12 @@ class Prompt:
             if label_name(label) not in names:
                 raise TaskError(f"label {label!r} is not in the verbalizer, which knows {', '.join(names)}")
             return names.index(label_name(label))
-        count = len(self.texts(fields))
+        texts = self.texts(fields)
+        if self.target is not None:
+            if (target := self.target(fields)) not in texts:
+                raise TaskError(f"the target {target!r} is not one of {texts!r}")
+            return texts.index(target)
+        count = len(texts)
         if type(label) is not int or not 0 <= label < count:
             raise TaskError(f"label {label!r} is not the number of one of {count} candidates (0 to {count - 1})")
         return label

@@ -49,8 +49,8 @@ def test_every_token_is_predicted_once(unidirectional, overlap):
 
 PASSAGES = (
     "in my palm is a clear stone , and inside it is a small ivory statue . a guardian angel . `` if you 're going to "
-    "be out at night getting hit by cars , you might as well have some backup . '' i look at him , feeling stunned . like "
-    "this is some sort of sign . but as i stare at harlin , his mouth curved in a confident grin , i do n't care "
+    "be out at night getting hit by cars , you might as well have some backup . '' i look at him , feeling stunned . "
+    "like this is some sort of sign . but as i stare at harlin , his mouth curved in a confident grin , i do n't care "
     "about signs",
     "give me a minute to change and i 'll meet you at the docks . '' she 'd forced those words through her teeth . "
     "shane was smirking as she headed down the docks",
