@@ -74,7 +74,7 @@ def evaluate(
             )
         run = {"lm": _perplexity, "wikitext": _perplexity, "lambada": _lambada, "choices": _choices}[kind]
         return run(model, params, tokenizer, name, path, options)
-    return classify(model, params, tokenizer, find(name, data_dir), options, name)
+    return classify(model, params, tokenizer, find(name, data_dir), options, None if name.endswith(".py") else name)
 
 
 def classify(
@@ -151,8 +151,8 @@ def _choices(model, params, tokenizer, name, path, options):
         texts = tuple(example.fields["choices_pretokenized"])
         values, greedy = tuple(found.values.tolist()), tuple(found.greedy.tolist())
         predictions.append(Prediction(example, texts, values, example.label, greedy))
-    rows = [_row(p, path) for p in predictions]
-    return Result(name, path, len(examples), metrics.accuracy(predictions), rows)
+    rows = [_row(p, os.path.basename(path)) for p in predictions]
+    return Result(kind_and_file(name), os.path.basename(path), len(examples), metrics.accuracy(predictions), rows)
 
 
 def _lambada(model, params, tokenizer, name, path, options):
@@ -174,11 +174,17 @@ def _lambada(model, params, tokenizer, name, path, options):
     losses = lm.row_losses(model, params, rows, pad=tokenizer.special.pad, batch_size=options.batch_size)
     right = sum(loss.greedy for loss in losses)
     predictions = [
-        {"id": e.id, "split": path, "word": e.fields["text"].split()[-1], "right": loss.greedy, "loss": loss.loss}
+        {
+            "id": e.id,
+            "split": os.path.basename(path),
+            "word": e.fields["text"].split()[-1],
+            "right": loss.greedy,
+            "loss": loss.loss,
+        }
         for e, loss in zip(examples, losses, strict=True)
     ]
     numbers = {"accuracy": 100 * right / len(rows), "loss_per_word": sum(loss.loss for loss in losses) / len(rows)}
-    return Result(name, path, len(rows), numbers, predictions)
+    return Result(kind_and_file(name), os.path.basename(path), len(rows), numbers, predictions)
 
 
 def _perplexity(model, params, tokenizer, name, path, options):
@@ -194,9 +200,16 @@ def _perplexity(model, params, tokenizer, name, path, options):
     share = sum(sum(row.target_weights) for row in shown) / max(1, sum(sum(row.target_weights) for row in rows))
     numbers = lm.perplexity(losses, max(2, round(words * share)))
     predictions = [
-        {"id": f"window-{i}", "split": path, "loss": loss.loss, "tokens": loss.count} for i, loss in enumerate(losses)
+        {"id": f"window-{i}", "split": os.path.basename(path), "loss": loss.loss, "tokens": loss.count}
+        for i, loss in enumerate(losses)
     ]
-    return Result(name, path, len(shown), numbers, predictions)
+    return Result(kind_and_file(name), os.path.basename(path), len(shown), numbers, predictions)
+
+
+def kind_and_file(name: str) -> str:
+    """lambada:FOLDER/FILE without its folder."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{os.path.basename(path)}"
 
 
 def table(results: Sequence[Result]) -> str:
@@ -213,9 +226,11 @@ def table(results: Sequence[Result]) -> str:
 def write(results: Sequence[Result], folder: str, checkpoint: str) -> None:
     """results.json, and predictions-TASK.jsonl for every task, each in one move."""
     os.makedirs(folder, exist_ok=True)
+    names: list[str] = []
     for result in results:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in result.task)
-        path = os.path.join(folder, f"predictions-{safe}.jsonl")
+        names.append(safe if safe not in names else f"{safe}-{len(names)}")
+        path = os.path.join(folder, f"predictions-{names[-1]}.jsonl")
         with open(path + ".partial", "w", encoding="utf-8") as file:
             for row in result.predictions:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

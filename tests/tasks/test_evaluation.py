@@ -48,13 +48,14 @@ def test_the_task_of_the_docs(model, tmp_path, monkeypatch):
         other = run(model, "reviews.py", Options(split="test", batch_size=size))
         for a, b in zip(result.predictions, other.predictions, strict=True):
             assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
-    evaluation.write([result], "out", "runs/x")
+    evaluation.write([result, other], "out", "runs/x")
     summary = json.loads((tmp_path / "out/results.json").read_text())
-    assert summary == [{"task": "reviews.py", "split": "test", "examples": 5, "checkpoint": "runs/x", **result.numbers}]
-    lines = (tmp_path / "out/predictions-reviews.py.jsonl").read_text().splitlines()
+    assert summary[0] == {"task": "reviews", "split": "test", "examples": 5, "checkpoint": "runs/x", **result.numbers}
+    assert (tmp_path / "out/predictions-reviews-1.jsonl").exists()
+    lines = (tmp_path / "out/predictions-reviews.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.predictions
     table = evaluation.table([result])
-    assert re.search(r"reviews\.py +test +5 +accuracy +\d+\.\d\d", table)
+    assert re.search(r"reviews +test +5 +accuracy +\d+\.\d\d", table)
     write(tmp_path / "data/reviews/test.jsonl", [*rows, {"text": "x", "sentiment": "mixed"}])
     with pytest.raises(TaskError, match="example test-6: label 'mixed' is not in the verbalizer, which knows negative"):
         run(model, "reviews.py", Options(split="test"))
