@@ -16,13 +16,19 @@ _HIDDEN = -1e30
 
 
 def visible(
-    prefix_lengths: Int[Any, "*#shape"], query_index: Int[Any, "*#shape"], key_index: Int[Any, "*#shape"]
+    prefix_lengths: Int[Any, "*#shape"],
+    query_index: Int[Any, "*#shape"],
+    key_index: Int[Any, "*#shape"],
+    same_answer: Bool[Any, "*#shape"] | None = None,
 ) -> Bool[Any, "*#shape"]:
     """Whether the query at `query_index` sees the key at `key_index`: key_index < max(prefix_length, query_index + 1).
 
     The three integer arrays broadcast against each other. A prefix of 0 is plain causal attention, a prefix of T sees
-    everything.
+    everything. Where several answers share one Part A, `same_answer` says whether query and key belong to the same:
+    behind Part A only such keys are seen.
     """
+    if same_answer is not None:
+        return (key_index < prefix_lengths) | (same_answer & (key_index <= query_index))
     return key_index < jnp.maximum(prefix_lengths, query_index + 1)
 
 
@@ -41,14 +47,16 @@ def attention(
     prefix_lengths: Int[Array, "B"],
     *,
     query_index: Int[Array, "B Q"] | None = None,
+    answer_ids: Int[Array, "B T"] | None = None,
     backend: str = "auto",
     dropout_rate: float = 0.0,
     dropout_key: Any | None = None,
 ) -> Float[Array, "B Q N H"]:
     """softmax(q kᵀ / √H) v over the keys that each query sees; softmax in float32, result in q's dtype.
 
-    `query_index` are the positions of the queries among the keys; without it query i stands at position i. Attention
-    probabilities are dropped at `dropout_rate` when a `dropout_key` is given.
+    `query_index` are the positions of the queries among the keys; without it query i stands at position i.
+    `answer_ids` tell apart answers that share one Part A and do not see each other. Attention probabilities are dropped
+    at `dropout_rate` when a `dropout_key` is given.
 
     Raises ValueError for an unknown backend, and for queries and keys of different number without `query_index`.
     """
@@ -60,16 +68,20 @@ def attention(
                 f"{q.shape[1]} queries for {k.shape[1]} keys: pass query_index to say where among the keys they stand"
             )
         query_index = jnp.arange(q.shape[1], dtype=jnp.int32)[None, :]
-    return BACKENDS[backend](q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key)
+    return BACKENDS[backend](q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, answer_ids)
 
 
-def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key):
+def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, answer_ids=None):
     """The rule written out: all scores at once, [B N Q T]. The reference for every other backend."""
     # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32, precision=precision)
     key_index = jnp.arange(k.shape[1], dtype=jnp.int32)
-    seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :])
+    same_answer = None
+    if answer_ids is not None:
+        asking = jnp.broadcast_to(query_index, q.shape[:2])
+        same_answer = jnp.take_along_axis(answer_ids, asking, axis=1)[:, :, None] == answer_ids[:, None, :]
+    seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :], same_answer)
     scores = jnp.where(seen[:, None], scores * q.shape[-1] ** -0.5, _HIDDEN)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key).astype(q.dtype)
     return jnp.einsum("bnqk,bknh->bqnh", probabilities, v, precision=precision)

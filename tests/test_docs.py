@@ -1,5 +1,6 @@
 """Every command and every Python block of README and docs/ is run, as far as a test may."""
 
+import json
 import os
 import pathlib
 import re
@@ -24,6 +25,7 @@ SHORT = {
     ],
     "python -m glm_jax.generate": ["--max-new-tokens=4"],
     "python -m glm_jax.convert": [],
+    "python -m glm_jax.evaluate": [],
     "python -m glm_jax.benchmark corruption": ["--batch=8", "--length=64"],
 }  # fmt: skip
 ELSEWHERE = {
@@ -59,6 +61,9 @@ def workplace(tmp_path_factory):
     train(tiny_run.config(folder, duration="2 steps"), str(folder / "runs" / "quickstart"))
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "prompts.jsonl").write_text('{"prompt": "ba [MASK] de."}\n')
+    (folder / "data" / "ag_news").mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"label": i % 4, "title": "ba de", "description": "fi go ba."}) for i in range(4)]
+    (folder / "data" / "ag_news" / "test.jsonl").write_text("\n".join(rows) + "\n")
     return folder
 
 

@@ -49,7 +49,7 @@ def open_corpus(spec: CorpusSpec, data_dir: str) -> Corpus:
     if re.fullmatch(r"bible(/\w+)?", spec.source) and not os.path.exists(spec.source):
         return _open_bible(spec, tfds_dir)
     if spec.source.startswith("tfds:"):
-        return _open_tfds(spec, tfds_dir)
+        return TfdsCorpus(spec, open_tfds_builder(spec.source.removeprefix("tfds:"), tfds_dir))
     return FileCorpus(spec)
 
 
@@ -166,10 +166,10 @@ def _open_bible(spec: CorpusSpec, tfds_dir: str) -> TfdsCorpus:
     return TfdsCorpus(spec, builder)
 
 
-def _open_tfds(spec: CorpusSpec, tfds_dir: str) -> TfdsCorpus:
+def open_tfds_builder(name: str, tfds_dir: str):
+    """The TFDS builder of a dataset that lies in `tfds_dir`. Raises DataError, which says how to prepare it."""
     import tensorflow_datasets as tfds
 
-    name = spec.source.removeprefix("tfds:")
     dataset = re.split(r"[/:]", name)[0]
     module = _tfds_module(dataset)
     call = f"tfds.builder({name!r}, data_dir={tfds_dir!r}, file_format='array_record').download_and_prepare()"
@@ -197,7 +197,7 @@ def _open_tfds(spec: CorpusSpec, tfds_dir: str) -> TfdsCorpus:
             f"TFDS dataset {name!r} lies in {tfds_dir} as {builder.info.file_format.value}, which has no random "
             f"access; prepare it again: {command}"
         )
-    return TfdsCorpus(spec, builder)
+    return builder
 
 
 def _tfds_module(dataset: str) -> str | None:

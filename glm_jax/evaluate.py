@@ -1,0 +1,54 @@
+"""python -m glm_jax.evaluate --checkpoint runs/quickstart --tasks boolq,cb:4 --data FOLDER --out FOLDER"""
+
+import argparse
+
+from glm_jax.cli import log_to_stderr, one_line_errors
+
+
+def main() -> None:
+    """Scores a checkpoint on tasks, prints a table, and writes it with all predictions."""
+    parser = argparse.ArgumentParser(prog="python -m glm_jax.evaluate", description="Score a GLM on tasks, zero-shot.")
+    parser.add_argument("--checkpoint", required=True, help="a run folder, a hub folder, or the original's")
+    parser.add_argument(
+        "--tasks",
+        required=True,
+        help="comma-separated: a SuperGLUE task (boolq, boolq:4 for pattern 4), a Python file that defines `task`, "
+        "lm:FILE, wikitext:FILE, lambada:FILE, choices:FILE",
+    )
+    parser.add_argument("--data", default="data", help="folder of SuperGLUE's folders")
+    parser.add_argument("--split", default="validation", help="train, validation or test")
+    parser.add_argument("--out", help="folder for results.json and predictions-TASK.jsonl")
+    parser.add_argument("--limit", type=int, help="this many examples of each task")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows of a forward pass; changes no result")
+    parser.add_argument("--length", type=int, help="tokens of a window; by default what the model holds")
+    parser.add_argument("--overlap", type=int, default=256, help="new tokens of a window; 0 for windows side by side")
+    parser.add_argument("--unidirectional", action="store_true", help="the context is read left to right, too")
+    parser.add_argument("--tokenizer", help="folder of a tokenizer, for checkpoints without one")
+    arguments = parser.parse_args()
+    log_to_stderr()
+    with one_line_errors():
+        from glm_jax.interop import load
+        from glm_jax.tasks import evaluation
+
+        loaded = load(arguments.checkpoint, tokenizer=arguments.tokenizer)
+        if loaded.tokenizer is None:
+            raise ValueError(f"{arguments.checkpoint} has no tokenizer: name the folder of one with --tokenizer")
+        options = evaluation.Options(
+            split=arguments.split,
+            limit=arguments.limit,
+            batch_size=arguments.batch_size,
+            length=arguments.length or loaded.model.config.max_position_embeddings,
+            overlap=arguments.overlap or None,
+            unidirectional=arguments.unidirectional,
+        )
+        results = []
+        for name in arguments.tasks.split(","):
+            model = (loaded.model, loaded.params, loaded.tokenizer)
+            results.append(evaluation.evaluate(*model, name.strip(), options, arguments.data))
+        if arguments.out:
+            evaluation.write(results, arguments.out, arguments.checkpoint)
+    print(evaluation.table(results))
+
+
+if __name__ == "__main__":
+    main()

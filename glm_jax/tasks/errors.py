@@ -1,0 +1,5 @@
+"""The error of the task rooms."""
+
+
+class TaskError(ValueError):
+    """A task, an example, a prompt or a result that cannot be used; the message says what, why, and the way out."""

@@ -1,0 +1,267 @@
+"""Sequence to sequence as filling one blank: summaries, questions, and your own pairs of texts (paper, section 3.2;
+the original's tasks/seq2seq). And infilling, where a text has many blanks (section 3.2, after Shen et al. 2020)."""
+
+import dataclasses
+import json
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from glm_jax.tasks import metrics
+from glm_jax.tasks.errors import TaskError
+from glm_jax.tasks.examples import Example, Source, open_text, parallel
+from glm_jax.tasks.inputs import Answer, Encoded, assemble
+from glm_jax.tasks.superglue import standard_punctuation
+from glm_jax.tasks.text_cleaning import detokenize_blank, detokenize_cnn_dm, detokenize_gigaword
+from glm_jax.tokenizers.base import Tokenizer
+
+Layout = Callable[[Tokenizer, Mapping[str, Any], int], list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2SeqTask:
+    """Pairs of texts. Lengths and decoding are the original's (config_tasks/seq_*.sh), the paper's where they differ.
+
+    Attributes:
+      source: a split's name -> examples with the field `target`, and what `layout` reads.
+      layout: (tokenizer, fields, source_length) -> Part A with one blank.
+      score: (hypotheses, references) -> named numbers.
+      beams, length_penalty, min_length, no_repeat_ngram: of beam search.
+    """
+
+    name: str
+    source: Source
+    layout: Layout
+    source_length: int
+    target_length: int
+    score: Callable[[Sequence[str], Sequence[str]], dict[str, float]] = metrics.rouge
+    beams: int = 5
+    length_penalty: float = 0.7
+    min_length: int = 0
+    no_repeat_ngram: int = 3
+    label_smoothing: float = 0.1
+
+    def encode(
+        self, tokenizer: Tokenizer, fields: Mapping[str, Any], *, training: bool = True, pad_context: bool = False
+    ) -> Encoded:
+        """Part A and, for training, the target with its end token, cut to `target_length`.
+
+        `pad_context` fills Part A with padding, which is attended to, as the original does; by default it is as long as
+        it is. Raises TaskError where the layout lost its blank.
+        """
+        special = tokenizer.special
+        context = self.layout(tokenizer, fields, self.source_length)
+        blanks = [i for i, token in enumerate(context) if token in (special.mask, special.sentence_mask)]
+        if not blanks:
+            raise TaskError(f"{self.name}: no blank is left in {self.source_length} tokens; raise source_length")
+        if pad_context:
+            context = context + [special.pad] * (self.source_length - len(context))
+        target = None
+        if training:
+            target = [*encode_commands(tokenizer, " " + fields["target"]), special.end][: self.target_length]
+        return assemble(special.start, context, [Answer(blanks[0], target)])
+
+
+def encode_commands(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a continuation in which, for released vocabularies, [SEP] and [UNK] are the tokens of these names."""
+    return getattr(tokenizer, "encode_commands", tokenizer.encode_continuation)(text)
+
+
+def content(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
+    """[CLS] [sMASK] Content: source, cut on the right: summaries."""
+    special = tokenizer.special
+    text = tokenizer.encode_continuation(" Content:") + encode_commands(tokenizer, " " + fields["source"])
+    return [special.cls, special.sentence_mask, *text][:length]
+
+
+def continuation(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
+    """[CLS] source [sMASK] [EOS]; a long source loses its beginning: your own pairs."""
+    special = tokenizer.special
+    ids = tokenizer.encode(fields["source"])
+    return [special.cls, *ids[max(0, len(ids) - (length - 3)) :], special.sentence_mask, special.eos]
+
+
+def question(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
+    """[CLS] context Question: [MASK] Answer: answer. Of a long context, the window around the answer stays."""
+    special = tokenizer.special
+    answer = tokenizer.encode_continuation(" Answer: " + fields["answer"])
+    text = tokenizer.encode(fields["context"].rstrip() + " Question:")
+    room = length - len(answer) - 2
+    if room < 1:
+        raise TaskError(f"an answer of {len(answer)} tokens leaves no room for its context in {length} tokens")
+    if len(text) > room:
+        pattern = tokenizer.encode_continuation(" " + fields["answer"])
+        found = (i for i in range(len(text)) if text[i : i + len(pattern)] == pattern)
+        start = max(next(found, 0) - room // 2, 0)
+        text = text[start : start + room]
+    return [special.cls, *text, special.sentence_mask, *answer]
+
+
+def chinese_answer(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
+    """CMRC: [CLS] 问题：question 答案： [MASK] context, cut on the right."""
+    special = tokenizer.special
+    ask = tokenizer.encode("问题：" + fields["question"] + "答案：")  # noqa: RUF001 (Chinese punctuation)
+    ids = [special.cls, *ask, special.mask, *tokenizer.encode_continuation(fields["context"])]
+    return ids[:length]
+
+
+def cleaned(source: Source, clean: Callable[[str], str], clean_target: Callable[[str], str] | None = None) -> Source:
+    """A source whose texts are standardised and detokenized."""
+
+    def examples(split):
+        for example in source(split):
+            text = clean(standard_punctuation(example.fields["source"]))
+            target = (clean_target or clean)(standard_punctuation(example.fields["target"]))
+            yield Example(example.id, {**example.fields, "source": text, "target": target}, example.label)
+
+    return examples
+
+
+def gigaword(folder: str) -> Seq2SeqTask:
+    """Headlines (Rush et al. 2015)."""
+    source = cleaned(parallel(folder), detokenize_gigaword)
+    return Seq2SeqTask("gigaword", source, content, 192, 32, length_penalty=0.6)
+
+
+def cnn_dm(folder: str) -> Seq2SeqTask:
+    """Highlights of CNN and the Daily Mail (Hermann et al. 2015), sentences split by [SEP]."""
+    source = cleaned(parallel(folder), detokenize_cnn_dm, lambda text: detokenize_cnn_dm(text, target=True))
+    return Seq2SeqTask("cnn_dm", source, content, 608, 160, min_length=55)
+
+
+def cnn_dm_original(folder: str) -> Seq2SeqTask:
+    """The same without detokenization."""
+    return Seq2SeqTask("cnn_dm_original", cleaned(parallel(folder), str), content, 608, 160, min_length=55)
+
+
+def xsum(folder: str) -> Seq2SeqTask:
+    """One-sentence summaries (Narayan et al. 2018): its .summary files and the published split."""
+    return Seq2SeqTask("xsum", xsum_source(folder), content, 608, 60, beams=6, length_penalty=1.0, min_length=10)
+
+
+def squad_generation(folder: str) -> Seq2SeqTask:
+    """Questions for answers in paragraphs of SQuAD. The references are the questions."""
+    return Seq2SeqTask("squad_generation", squad_source(folder), question, 464, 48, metrics.bleu, no_repeat_ngram=0)
+
+
+def pairs(name: str, folder: str, source_length: int = 512, target_length: int = 128) -> Seq2SeqTask:
+    """{split}.source and .target of your own."""
+    return Seq2SeqTask(name, parallel(folder), continuation, source_length, target_length)
+
+
+def xsum_source(folder: str) -> Source:
+    """Reads {id}.summary, sections [SN]RESTBODY[SN] and [SN]FIRST-SENTENCE[SN]. Raises TaskError, naming the file."""
+
+    def source(split):
+        with open_text(os.path.join(folder, "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json")) as file:
+            names = json.load(file)
+        if split not in names:
+            raise TaskError(f"XSum has no split {split!r}; it has {', '.join(names)}")
+        for name in names[split]:
+            path = os.path.join(folder, f"{name}.summary")
+            with open_text(path) as file:
+                pieces = file.read().split("[SN]")[1:]
+            sections = dict(zip(pieces[::2], (text.strip() for text in pieces[1::2]), strict=False))
+            if not {"RESTBODY", "FIRST-SENTENCE"} <= set(sections):
+                raise TaskError(f"{path} has no RESTBODY and FIRST-SENTENCE")
+            text = " ".join(sections["RESTBODY"].split("\n"))
+            yield Example(f"{split}-{name}", {"source": text, "target": sections["FIRST-SENTENCE"]})
+
+    return source
+
+
+def squad_source(folder: str) -> Source:
+    """Reads {split}.json (dev.json for validation) in SQuAD's format: context, question, answer; target = question."""
+
+    def source(split):
+        path = os.path.join(folder, f"{split}.json")
+        if split == "validation" and not os.path.exists(path):
+            path = os.path.join(folder, "dev.json")
+        with open_text(path) as file:
+            try:
+                articles = json.load(file)["data"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise TaskError(f"{path} is not in SQuAD's format: {error}") from error
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    if not asked["answers"]:
+                        continue
+                    fields = {
+                        "context": paragraph["context"],
+                        "question": asked["question"],
+                        "answer": asked["answers"][0]["text"],
+                        "target": asked["question"],
+                    }
+                    yield Example(f"{split}-{asked['id']}", fields)
+
+    return source
+
+
+def infilling_source(folder: str) -> Source:
+    """A text a line in {split}.txt (valid.txt for validation), tokens split by spaces: field `text`."""
+
+    def source(split):
+        path = os.path.join(folder, f"{split}.txt")
+        if split == "validation" and not os.path.exists(path):
+            path = os.path.join(folder, "valid.txt")
+        with open_text(path) as lines:
+            for number, line in enumerate(lines):
+                if line.strip():
+                    yield Example(f"{split}-{number}", {"text": detokenize_blank(line.strip())})
+
+    return source
+
+
+def blank_out(text: str, ratio: float, rng: random.Random) -> tuple[str, list[str]]:
+    """int(ratio · words) of a text's words become blanks, neighbours one [MASK]; and what stood in each.
+
+    Raises TaskError for a ratio outside (0, 1] and a text too short to lose a word.
+    """
+    words = text.split()
+    count = int(ratio * len(words))
+    if not 0 < ratio <= 1 or not count:
+        raise TaskError(f"mask ratio {ratio} takes no word of {len(words)}: {text[:60]!r}")
+    chosen = set(rng.sample(range(len(words)), count))
+    kept: list[str] = []
+    blanks: list[list[str]] = []
+    for i, word in enumerate(words):
+        if i not in chosen:
+            kept.append(word)
+        elif i - 1 in chosen:
+            blanks[-1].append(word)
+        else:
+            kept.append("[MASK]")
+            blanks.append([word])
+    return " ".join(kept), [" ".join(blank) for blank in blanks]
+
+
+def encode_infilling(tokenizer: Tokenizer, text: str, answers: Sequence[str] | None) -> Encoded:
+    """A text with [MASK]s and, for training, the answers in text order; each sees the text and the earlier answers.
+
+    Raises TaskError where blanks and answers are not equally many.
+    """
+    special = tokenizer.special
+    ids = encode_commands(tokenizer, text) if hasattr(tokenizer, "encode_commands") else tokenizer.encode_prompt(text)
+    columns = [i for i, token in enumerate(ids) if token == special.mask]
+    if not columns or (answers is not None and len(answers) != len(columns)):
+        raise TaskError(f"{len(answers or ())} answers for {len(columns)} blanks in {text[:60]!r}")
+    if answers is None:
+        return assemble(special.start, ids, [Answer(columns[0], None)])
+    filled = [[*encode_commands(tokenizer, answer), special.end] for answer in answers]
+    return assemble(special.start, ids, [Answer(c, answer) for c, answer in zip(columns, filled, strict=True)])
+
+
+def fill_in(text: str, answers: Sequence[str]) -> str:
+    """A text with its [MASK]s replaced by the answers in order."""
+    pieces = text.split("[MASK]")
+    if len(pieces) != len(answers) + 1:
+        raise TaskError(f"{len(answers)} answers for {len(pieces) - 1} blanks")
+    return "".join(part + answer for part, answer in zip(pieces, [*answers, ""], strict=True))
+
+
+TASKS = {
+    "gigaword": gigaword, "cnn_dm": cnn_dm, "cnn_dm_original": cnn_dm_original, "xsum": xsum,
+    "squad_generation": squad_generation,
+}  # fmt: skip

@@ -1,0 +1,159 @@
+"""Sequence to sequence and infilling against the original's rows; readers; what is lost and what is not."""
+
+# ruff: noqa: RUF001 (Chinese punctuation)
+
+import json
+import random
+
+import pytest
+from golden import Words, assert_equal, load, needs_vocabularies, tokenizer
+
+from glm_jax.tasks import seq2seq
+from glm_jax.tasks.errors import TaskError
+from glm_jax.tasks.examples import read
+
+RECORDS = load("seq2seq_samples.json")
+NAMES = {"ids": "text", "sep": "attention_mask", "targets": "target"}
+FOOTBALL = "Super Bowl 50 was an American football game to determine the champion of the NFL for the 2015 season. " * 3
+PAIRS = {
+    "customization/train/0": {"source": "a b c d e " * 8 + "a b c d e", "target": "the target"},
+    "customization/train/1": {"source": "short source", "target": "x"},
+    "customization/test/0": {"source": "a b c", "target": ""},
+    "customization/test/1": {"source": "q", "target": ""},
+    "squad_generation/train/0": {"context": FOOTBALL, "answer": "Super Bowl 50", "target": "Which game was it?"},
+    "cmrc/train/0": {
+        "context": "《战国无双3》是由光荣和ω-force开发的战国无双系列的正统第三续作。",
+        "question": "《战国无双3》是由哪两个公司合作开发的？",
+        "target": "光荣和ω-force",
+    },
+}
+LAYOUTS = {
+    "gigaword": seq2seq.content, "cnn_dm": seq2seq.content, "cnn_dm_original": seq2seq.content,
+    "customization": seq2seq.continuation, "squad_generation": seq2seq.question, "cmrc": seq2seq.chinese_answer,
+}  # fmt: skip
+
+
+def name_of(record):
+    return "/".join(record["name"].split("/")[:3])
+
+
+def cases(keep):
+    chosen = [(i, record) for i, record in enumerate(RECORDS) if keep(record)]
+    return [pytest.param(r, id=f"{i}-{r['name']}-{r['tokenizer']}") for i, r in chosen]
+
+
+def cut(sample, encoded):
+    """The original fills Part B with padding, positions counted on; what is used must be equal."""
+    n = len(encoded)
+    listed = {key: value[:n] for key, value in sample.items() if isinstance(value, list)}
+    return {**sample, **listed, "position_id": [line[:n] for line in sample["position_id"]]}
+
+
+@needs_vocabularies
+@pytest.mark.parametrize("record", cases(lambda r: not r["name"].startswith("blank") and "mask_pad1" not in r["name"]))
+def test_golden(record):
+    args, sample = record["args"], record["sample"]
+    tokens = tokenizer(record["tokenizer"], args["task_mask"])
+    fields = PAIRS.get(name_of(record), record)
+    lengths = args["src_seq_length"], args["tgt_seq_length"]
+    task = seq2seq.Seq2SeqTask("x", lambda split: (), LAYOUTS[args["task"]], *lengths)
+    training = "target" in sample
+    encoded = task.encode(tokens, fields, training=training, pad_context=True)
+    used = cut(sample, encoded)
+    assert set(sample["text"][len(encoded) :]) <= {tokens.special.end, tokens.special.pad}  # the end token as an input
+    assert_equal(encoded, used, pad=tokens.special.pad, mask="loss_mask" if training else None, **NAMES)
+
+
+@needs_vocabularies
+@pytest.mark.parametrize("record", cases(lambda r: "mask_pad1" in r["name"]))
+def test_context_without_padding_is_what_the_original_masks(record):
+    """Our Part A ends where the original's 4-D mask ends; the rest of the row is the same."""
+    args, sample = record["args"], record["sample"]
+    tokens = tokenizer(record["tokenizer"], True)
+    task = seq2seq.Seq2SeqTask(
+        "x", lambda split: (), seq2seq.continuation, args["src_seq_length"], args["tgt_seq_length"]
+    )
+    encoded = task.encode(tokens, PAIRS[name_of(record)], training="target" in sample)
+    seen = sample["attention_mask"][0][0]
+    assert encoded.prefix_length == sum(seen[: args["src_seq_length"]])
+    columns = [i for i, visible in enumerate(seen) if visible] + list(
+        range(args["src_seq_length"], len(sample["text"]))
+    )
+    for name, values in (("tokens", sample["text"]), ("position_ids", sample["position_id"][0])):
+        assert getattr(encoded, name) == [values[i] for i in columns][: len(encoded)]
+
+
+@needs_vocabularies
+def test_infilling_golden():
+    tokens, rng = tokenizer("bert"), random.Random(1234)
+    for record in RECORDS:
+        if not record["name"].startswith("blank/train"):
+            continue
+        text, answers = seq2seq.blank_out(record["source"], record["args"]["blank_maskratio"], rng)
+        encoded = seq2seq.encode_infilling(tokens, text, answers)
+        sample, width = record["sample"], record["args"]["src_seq_length"]
+        n = encoded.prefix_length
+        assert [*encoded.tokens[:n], *[0] * (width - n)] == sample["text"][:width]
+        behind = slice(n, n + len(sample["text"]) - width)  # the original cuts what is longer
+        for name, values in (
+            ("tokens", sample["text"]), ("position_ids", sample["position_id"][0]),
+            ("block_position_ids", sample["position_id"][1]), ("target_ids", sample["target"]),
+            ("target_weights", sample["loss_mask"]),
+        ):  # fmt: skip
+            found = getattr(encoded, name)[behind]
+            assert found == values[width : width + len(found)], name
+        assert seq2seq.fill_in(text, answers) == record["source"]
+    test = RECORDS[39]["sample"]
+    encoded = seq2seq.encode_infilling(tokens, "what [MASK] best [MASK]", None)
+    assert encoded.tokens == [t for i, t in enumerate(test["text"]) if i < 4 or i == 24]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.4, 0.5])
+def test_mask_ratios(ratio):
+    rng, words = random.Random(0), [f"w{i}" for i in range(40)]
+    text, answers = seq2seq.blank_out(" ".join(words), ratio, rng)
+    assert sum(len(answer.split()) for answer in answers) == int(ratio * 40)
+    assert text.count("[MASK]") == len(answers)
+    assert "[MASK] [MASK]" not in text
+    assert seq2seq.fill_in(text, answers) == " ".join(words)
+
+
+def test_infilling_errors():
+    with pytest.raises(TaskError, match=r"mask ratio 0.1 takes no word of 3"):
+        seq2seq.blank_out("a b c", 0.1, random.Random(0))
+    with pytest.raises(TaskError, match="1 answers for 2 blanks"):
+        seq2seq.encode_infilling(Words(), "a [MASK] b [MASK]", ["x"])
+    with pytest.raises(TaskError, match="1 answers for 2 blanks"):
+        seq2seq.fill_in("a [MASK] b [MASK]", ["x"])
+
+
+def test_source_and_target_lengths():
+    words = Words()
+    task = seq2seq.pairs("mine", "nowhere", source_length=8, target_length=3)
+    encoded = task.encode(words, {"source": "a b c d e f g h", "target": "k l m n"})
+    assert encoded.tokens[1:6] == words.encode("d e f g h")
+    assert encoded.target_ids[-3:] == words.encode("k l m")
+    assert len(encoded) == 8 + 3
+
+
+def test_readers(tmp_path):
+    (tmp_path / "val.source").write_text("UNK -lrb- a -rrb-\n")
+    (tmp_path / "val.target").write_text("“x”\n")
+    fields = read(seq2seq.gigaword(str(tmp_path)).source, "validation")[0].fields
+    assert (fields["source"], fields["target"]) == ("[UNK] ( a )", '"x"')
+    (tmp_path / "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json").write_text(json.dumps({"test": ["7"]}))
+    (tmp_path / "7.summary").write_text(
+        "[SN]URL[SN]\nu\n[SN]FIRST-SENTENCE[SN]\nShort.\n[SN]RESTBODY[SN]\nLong\ntext.\n"
+    )
+    fields = read(seq2seq.xsum(str(tmp_path)).source, "test")[0].fields
+    assert fields == {"source": "Long text.", "target": "Short."}
+    (tmp_path / "7.summary").write_text("[SN]URL[SN]\nu\n")
+    with pytest.raises(TaskError, match=r"7\.summary has no RESTBODY"):
+        read(seq2seq.xsum(str(tmp_path)).source, "test")
+    asked = {"id": "q", "question": "Q?", "answers": [{"text": "A"}]}
+    squad = {"data": [{"paragraphs": [{"context": "C", "qas": [asked, {**asked, "answers": []}]}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(squad))
+    examples = read(seq2seq.squad_generation(str(tmp_path)).source, "validation")
+    assert [(e.fields["answer"], e.fields["target"]) for e in examples] == [("A", "Q?")]
+    (tmp_path / "valid.txt").write_text("a _UNK b\n\n")
+    assert read(seq2seq.infilling_source(str(tmp_path)), "validation")[0].fields == {"text": "a [UNK] b"}
