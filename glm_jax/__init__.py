@@ -17,7 +17,9 @@ _HOMES = {
     "describe": "glm_jax.figure",
     "fill": "glm_jax.decoding",
     "from_pretrained": "glm_jax.interop",
+    "generate": "glm_jax.decoding",
     "load_run": "glm_jax.run_folder",
+    "stream": "glm_jax.decoding",
 }
 
 __all__ = sorted(_HOMES)

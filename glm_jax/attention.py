@@ -4,10 +4,12 @@ Part A (the first `prefix_length` tokens) is read in both directions; Part B is 
 Part A (Du et al. 2022, section 2.1). One integer a row says it all, so no mask is ever passed around.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
@@ -76,3 +78,50 @@ def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_
 
 # "auto" takes the fastest backend that states the rule exactly; so far there is one.
 BACKENDS = {"auto": dense_attention, "dense": dense_attention}
+
+
+@struct.dataclass
+class KVCache:
+    """What one layer remembers while answers are written: keys and values, heads before positions.
+
+    The context is shared by the W answers of a row (beams, or samples); every answer has columns of its own. Only the
+    first `context_lengths` and `answer_length` columns mean something.
+    """
+
+    context_keys: Any  # compute dtype [... B N C H]
+    context_values: Any  # compute dtype [... B N C H]
+    answer_keys: Any  # compute dtype [... B W N G H]
+    answer_values: Any  # compute dtype [... B W N G H]
+
+
+def cached_attention(
+    q: Float[Array, "B W N H"],
+    k: Float[Array, "B W N H"],
+    v: Float[Array, "B W N H"],
+    cache: KVCache,
+    context_lengths: Int[Array, "B"],
+    answer_length: Int[Array, ""],
+) -> Float[Array, "B W N H"]:
+    """Attention of the newest token of each answer: to the context, to the earlier tokens of its answer, to itself.
+
+    `k` and `v` are the newest token's own and not yet in the cache. Equal to `attention` over context and answer in one
+    sequence, up to rounding.
+    """
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    product = functools.partial(jnp.einsum, precision=precision)
+    scores = functools.partial(product, preferred_element_type=jnp.float32)
+
+    context, answer = cache.context_keys.shape[-2], cache.answer_keys.shape[-2]
+    in_context = jnp.arange(context)[None] < context_lengths[:, None]
+    in_answer = jnp.arange(answer) < answer_length
+    to_context = jnp.where(in_context[:, None, None], scores("bwnh,bnch->bwnc", q, cache.context_keys), _HIDDEN)
+    to_answer = jnp.where(in_answer, scores("bwnh,bwngh->bwng", q, cache.answer_keys), _HIDDEN)
+    to_itself = scores("bwnh,bwnh->bwn", q, k)[..., None]
+    joint = jnp.concatenate([to_context, to_answer, to_itself], axis=-1) * q.shape[-1] ** -0.5
+    joint = jax.nn.softmax(joint, axis=-1).astype(q.dtype)
+    over_context, over_answer, over_itself = jnp.split(joint, [context, context + answer], axis=-1)
+    return (
+        product("bwnc,bnch->bwnh", over_context, cache.context_values)
+        + product("bwng,bwngh->bwnh", over_answer, cache.answer_values)
+        + over_itself * v
+    )

@@ -1,4 +1,4 @@
-"""python -m glm_jax.benchmark corruption | step --config=FILE: measurements as one JSON object on the last line."""
+"""python -m glm_jax.benchmark corruption | step | decode: measurements as one JSON object on the last line."""
 
 import argparse
 import importlib.util
@@ -26,6 +26,12 @@ def main() -> None:
     corruption.add_argument("--batch", type=int, default=256, help="examples at once")
     step = what.add_parser("step", help="one optimizer step of a config")
     step.add_argument("--config", default="configs/pretrain/quickstart.py", help="a file of configs/")
+    decode = what.add_parser("decode", help="writing answers with a model of a named size")
+    decode.add_argument("--size", default="base", help="base, large, 10b, …")
+    decode.add_argument("--dtype", default="float32", help="of the computation")
+    decode.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="prompts at once")
+    decode.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512], help="new tokens")
+    decode.add_argument("--layers", type=int, help="fewer layers than the size has")
     arguments = parser.parse_args()
     log_to_stderr()
     keep_freed_memory()
@@ -36,6 +42,12 @@ def main() -> None:
             from glm_jax.benchmarks.corruption import run
 
             result = run(arguments.length, arguments.batch)
+        elif arguments.what == "decode":
+            from glm_jax.benchmarks.decode import run
+
+            fewer = {"num_layers": arguments.layers} if arguments.layers else {}
+            batches, lengths = tuple(arguments.batches), tuple(arguments.lengths)
+            result = run(arguments.size, arguments.dtype, batches=batches, lengths=lengths, **fewer)
         else:
             from glm_jax.benchmarks.step import run
 

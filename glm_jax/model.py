@@ -19,7 +19,7 @@ import numpy as np
 from flax.core import meta
 from jaxtyping import Array, Float, Int
 
-from glm_jax.attention import BACKENDS, attention, dropout
+from glm_jax.attention import BACKENDS, KVCache, attention, cached_attention, dropout
 from glm_jax.layers import Embedding, LayerNorm, Linear
 
 # What a layer keeps for the backward pass, from everything to nothing.
@@ -149,8 +149,13 @@ class Attention(nn.Module):
         x: Float[Array, "BT D"],
         prefix_lengths: Int[Array, "B"],
         query_index: Int[Array, "B K"] | None = None,
-    ) -> Float[Array, "BK D"]:
-        """Attends from every position, or from the positions `query_index` only."""
+        cache: KVCache | None = None,
+        answer_length: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "BK D"], tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]]:
+        """Attends from every position, or from the positions `query_index` only; also returns keys and values.
+
+        With a `cache`, x holds the newest token of each answer [B·W D], and `prefix_lengths` the length of the context.
+        """
         config = self.config
         batch, width = prefix_lengths.shape[0], config.hidden_size
         heads = (config.num_heads, config.head_width)
@@ -167,20 +172,23 @@ class Attention(nn.Module):
             nn.with_logical_constraint(a.reshape(batch, -1, *heads), ("batch", "sequence", "heads", "head_dim"))
             for a in (q, k, v)
         )
-        drop = config.attention_dropout > 0.0 and not self.deterministic
-        attended = attention(
-            q,
-            k,
-            v,
-            prefix_lengths,
-            query_index=query_index,
-            backend=config.attention_backend,
-            dropout_rate=config.attention_dropout,
-            dropout_key=self.make_rng("dropout") if drop else None,
-        )
+        if cache is not None:
+            attended = cached_attention(q, k, v, cache, prefix_lengths, answer_length)
+        else:
+            drop = config.attention_dropout > 0.0 and not self.deterministic
+            attended = attention(
+                q,
+                k,
+                v,
+                prefix_lengths,
+                query_index=query_index,
+                backend=config.attention_backend,
+                dropout_rate=config.attention_dropout,
+                dropout_key=self.make_rng("dropout") if drop else None,
+            )
         stddev = config.init_std / (2 * config.num_layers) ** 0.5
-        axes = ("heads", "head_dim", "embed")
-        return Linear(heads, (width,), axes, stddev, config.dtype, name="dense")(attended.reshape(-1, *heads))
+        dense = Linear(heads, (width,), ("heads", "head_dim", "embed"), stddev, config.dtype, name="dense")
+        return dense(attended.reshape(-1, *heads)), (k, v)
 
 
 class MLP(nn.Module):
@@ -211,15 +219,18 @@ class Layer(nn.Module):
         x: Float[Array, "BT D"],
         prefix_lengths: Int[Array, "B"],
         query_index: Int[Array, "B K"] | None = None,
-    ) -> Float[Array, "BK D"]:
-        """The layer's output at every position, or at the positions `query_index` only."""
+        cache: KVCache | None = None,
+        answer_length: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "BK D"], tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]]:
+        """The layer's output at every position, or at the positions `query_index` only, and its keys and values."""
         config = self.config
         normed = LayerNorm(config.dtype, name="input_layernorm")(x)
-        branch = Attention(config, self.deterministic, name="attention")(normed, prefix_lengths, query_index)
+        attend = Attention(config, self.deterministic, name="attention")
+        branch, keys_and_values = attend(normed, prefix_lengths, query_index, cache, answer_length)
         x = (x if query_index is None else _rows(x, query_index)) + self._dropout(branch)
         x = nn.with_logical_constraint(x, ("batch", None))
         branch = MLP(config, name="mlp")(LayerNorm(config.dtype, name="post_attention_layernorm")(x))
-        return nn.with_logical_constraint(x + self._dropout(branch), ("batch", None))
+        return nn.with_logical_constraint(x + self._dropout(branch), ("batch", None)), keys_and_values
 
     def _dropout(self, x):
         rate = self.config.hidden_dropout
@@ -311,7 +322,7 @@ def apply_layers(
         params, key = params_and_key
         layer = Layer(config, deterministic=key is None, parent=None)  # applied to its parameters, owned by none
         rngs = None if key is None else {"dropout": key}
-        return layer.apply({"params": params}, x, prefix_lengths, query_index, rngs=rngs)
+        return layer.apply({"params": params}, x, prefix_lengths, query_index, rngs=rngs)[0]
 
     if config.remat != "none":
         # Inside a scan nothing can be merged across the barrier, so XLA need not be kept from trying.

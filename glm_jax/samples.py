@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from glm_jax.corruption import CorruptionConfig, corrupt
-from glm_jax.decoding.fill import fill_ids
+from glm_jax.decoding import Decoder, Strategy
+from glm_jax.decoding.prompts import Prompt, blank_ids
 from glm_jax.model import GLM
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -24,14 +25,19 @@ def fill_held_out(model: GLM, params, tokenizer: Tokenizer, rows, *, count: int 
     config = CorruptionConfig(single_span_prob=1.0)
     index = np.arange(len(chosen), dtype=np.uint32)
     batch = jax.device_get(corrupt(jax.random.key(seed), tokens, lengths, index, config=config, special=special))
-    prompts = [list(map(int, row[:n])) for row, n in zip(batch.tokens, batch.prefix_lengths, strict=True)]
+    prompts = []
+    for row, n in zip(batch.tokens, batch.prefix_lengths, strict=True):
+        ids = tuple(map(int, row[:n]))
+        blanks = tuple(column for column, token in enumerate(ids) if token in blank_ids(special))
+        prompts.append(Prompt(ids, blanks))
     truths = [row[weights > 0][:-1] for row, weights in zip(batch.target_ids, batch.target_weights, strict=True)]
-    answers = fill_ids(model, params, special, prompts, max_new_tokens=16)
+    keys = jax.random.split(jax.random.key(0), len(prompts))  # not used: greedy
+    answers = Decoder(model, params, special).answer(prompts, Strategy(), max_new_tokens=16, keys=keys)
     lines = []
-    for prompt, truth, answer in zip(prompts, truths, answers, strict=True):
-        at = prompt.index(special.mask) if special.mask in prompt else len(prompt)
-        before, after = tokenizer.decode(prompt[:at]), tokenizer.decode(prompt[at + 1 :])
-        filled = tokenizer.decode(answer[0]) if answer else ""
+    for prompt, truth, (answer,) in zip(prompts, truths, answers, strict=True):
+        at = prompt.blanks[0]
+        before, after = tokenizer.decode(prompt.part_a[:at]), tokenizer.decode(prompt.part_a[at + 1 :])
+        filled = tokenizer.decode(answer.tokens[0])
         lines.append(
             f"- {before} **[{filled.strip()}]** {after.strip()}  (text: {tokenizer.decode(truth.tolist()).strip()})"
         )

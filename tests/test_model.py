@@ -299,7 +299,7 @@ def test_both_branches_of_a_layer_are_dropped_at_the_rate(tiny):
     layer = jax.tree.map(lambda a: jnp.zeros(a.shape[1:]), params["layers"])
     layer["attention"]["dense"]["bias"] += 1.0
     layer["mlp"]["dense_4h_to_h"]["bias"] += 10.0
-    out = Layer(config, deterministic=False).apply(
+    out, _ = Layer(config, deterministic=False).apply(
         {"params": layer}, jnp.zeros((3 * 500, 64)), jnp.asarray(batch[3]), rngs={"dropout": jax.random.key(0)}
     )
     attended, fed = np.round(np.asarray(out) * 0.75) % 10 == 1, np.asarray(out) * 0.75 > 5

@@ -1,0 +1,109 @@
+"""How fast a model writes: tokens a second by batch, against the time to read all parameters once a token."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glm_jax.benchmarks.corruption import SPECIAL
+from glm_jax.benchmarks.timing import bytes_per_second, seconds
+from glm_jax.decoding import answer, engine
+from glm_jax.decoding.prompts import Prompt
+from glm_jax.decoding.strategy import Strategy
+from glm_jax.model import GLM, GLMConfig, initial_parameters, parameter_count
+from glm_jax.sharding import unbox
+
+
+def run(
+    size: str = "base",
+    dtype: str = "float32",
+    prompt_length: int = 128,
+    batches: tuple[int, ...] = (1, 8, 32),
+    lengths: tuple[int, ...] = (32, 128, 512),
+    **overrides,
+) -> dict:
+    """Greedy decoding of made-up prompts with fresh parameters of a named `size`, end tokens forbidden."""
+    config = GLMConfig.named(size, dtype=dtype, **overrides)
+    params = jax.jit(lambda key: unbox(initial_parameters(config, key)))(jax.random.key(0))
+    decoder = answer.Decoder(GLM(config), params, SPECIAL)
+    # The tables of positions are looked up, not read; the vocabulary is read by the head.
+    positions = sum(leaf.size for name, part in params.items() if "position" in name for leaf in jax.tree.leaves(part))
+    read = (parameter_count(config) - positions) * jnp.dtype(dtype).itemsize
+    bandwidth = bytes_per_second(decoder.params)
+    del params
+    longest = min(max(lengths), config.num_positions - 2)
+    new = min(128, longest)
+    rows = {
+        str(batch): {**_prefill(decoder, batch, prompt_length), **_writing(decoder, batch, prompt_length, new)}
+        for batch in batches
+    }
+    first = rows[str(batches[0])]["tokens_per_second"] / batches[0]
+    bound = bandwidth / read
+    return {
+        "figure": first,
+        "unit": f"tokens/s at batch {batches[0]}",
+        "bound": bound,
+        "bound_unit": f"tokens/s if a token cost reading {read / 1e6:.0f} MB of parameters once, at "
+        f"{bandwidth / 1e9:.1f} GB/s measured by summing them in the same run",
+        "fraction_of_bound": first / bound,
+        "model": size,
+        "dtype": dtype,
+        "prompt_length": prompt_length,
+        "by_batch": rows,
+        "milliseconds_per_token_by_length": _by_length(decoder, prompt_length, [n for n in lengths if n <= longest]),
+        **_compilations(decoder, config),
+        "counting": "a token is one column of one row, the start token's included; compilation and prefill excluded",
+    }
+
+
+def _prompts(batch, length):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(20, 1000, (batch, length))
+    ids[:, length // 2] = SPECIAL.mask
+    return [Prompt(tuple(row), (length // 2,)) for row in ids.tolist()]
+
+
+def _strategy():
+    return Strategy(min_new_tokens=1_000_000)  # never ends by itself
+
+
+def _prefill(decoder, batch, length):
+    prompts = _prompts(batch, length)
+    spent = seconds(lambda: decoder._encode(prompts, [[]] * batch), repeats=5)
+    return {"prefill_seconds": spent, "prefill_tokens_per_second": batch * length / spent}
+
+
+def _writing(decoder, batch, length, new):
+    prompts, keys, strategy = _prompts(batch, length), jax.random.split(jax.random.key(0), batch), _strategy()
+    values = strategy.values(decoder.config.vocab_size)
+
+    def steps():
+        context, columns, writing = decoder._begin(prompts, new, 1, keys)
+        jax.block_until_ready(writing)
+        began = time.perf_counter()
+        jax.block_until_ready(
+            decoder._go_on(context, columns, writing, jnp.int32(new), strategy, values, new).tokens
+        )
+        return time.perf_counter() - began
+
+    steps()
+    spent = sorted(steps() for _ in range(3))[1]
+    return {"tokens_per_second": batch * new / spent, "milliseconds_per_step": spent / new * 1e3}
+
+
+def _by_length(decoder, prompt_length, lengths):
+    """What one more token costs at batch 1 when so many are asked for."""
+    return {str(n): _writing(decoder, 1, prompt_length, n)["milliseconds_per_step"] for n in lengths}
+
+
+def _compilations(decoder, config, count=100):
+    """Programs compiled to answer prompts of mixed lengths with two new tokens each."""
+    rng = np.random.default_rng(1)
+    prompts = [_prompts(1, int(n))[0] for n in rng.integers(4, config.max_position_embeddings - 8, count)]
+    keys = jax.random.split(jax.random.key(0), count)
+    programs = (answer.encode, answer.begin, answer.write)
+    before = [program._cache_size() for program in programs]
+    decoder.answer(prompts, Strategy(), max_new_tokens=2, keys=keys, batch_size=1)
+    compiled = [program._cache_size() - old for program, old in zip(programs, before, strict=True)]
+    return {"prompts_of_mixed_lengths": count, "compiled_prefills": compiled[0], "compiled_loops": compiled[2]}

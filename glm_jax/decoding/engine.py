@@ -1,0 +1,160 @@
+"""The two forward passes of decoding: the context once, then one token of every answer at a time.
+
+A context is Part A, and whatever of Part B is already written. Its keys and values are computed once (`encode`) and
+shared by the W answers of a row: beams, or samples. `forward` then takes the newest token of each answer.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from glm_jax.attention import KVCache
+from glm_jax.layers import Embedding, LayerNorm
+from glm_jax.model import GLMConfig, Layer
+
+_CACHE_AXES = ("batch", "heads", None, "head_dim")
+
+
+@struct.dataclass
+class Context:
+    """Encoded contexts: keys and values of every layer, and how many columns of each row mean something."""
+
+    keys: Any  # [Y B N C H], or a tuple of Y arrays [B N C H]
+    values: Any
+    lengths: Any  # int32 [B]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "unrolled"))
+def prepare(params: Any, *, config: GLMConfig, unrolled: bool) -> Any:
+    """Parameters as decoding reads them: matrices in the compute dtype, so that they are cast once and not per token.
+
+    `unrolled` also parts the stacked layers: XLA's CPU backend copies a layer that it takes from a stack, which would
+    cost more than multiplying with it; other backends read it where it lies.
+    """
+
+    def cast(path, leaf):
+        norm = any("layernorm" in str(key) for key in path)  # its arithmetic is float32
+        return leaf if norm else leaf.astype(config.dtype)
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    if unrolled:
+        layers = [jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(config.num_layers)]
+        params = {**params, "layers": tuple(layers)}
+    return params
+
+
+def decode_unrolled() -> bool:
+    """Whether this backend decodes faster with its layers apart."""
+    return jax.default_backend() == "cpu"
+
+
+def encode(
+    params: Any,
+    tokens: Int[Array, "B C"],
+    position_ids: Int[Array, "B C"],
+    block_position_ids: Int[Array, "B C"],
+    prefix_lengths: Int[Array, "B"],
+    lengths: Int[Array, "B"],
+    *,
+    config: GLMConfig,
+) -> Context:
+    """Keys and values of `tokens`, of which the first `lengths` of each row are real; `params` from `prepare`."""
+    x = _embed(config, params, tokens, position_ids, block_position_ids)
+
+    def step(x, layer):
+        x, (keys, values) = _layer(config).apply({"params": layer}, x, prefix_lengths)
+        turned = (jnp.swapaxes(a, 1, 2) for a in (keys, values))
+        return x, tuple(nn.with_logical_constraint(a, _CACHE_AXES) for a in turned)
+
+    _, (keys, values) = _over_layers(step, x, params["layers"])
+    return Context(keys, values, lengths)
+
+
+def empty_answers(context: Context, width: int, length: int) -> tuple[Any, Any]:
+    """Room for the keys and values of `width` answers a row of `length` tokens each."""
+
+    def room(a):
+        *layers, batch, heads, _, head_width = a.shape
+        return jnp.zeros((*layers, batch, width, heads, length, head_width), a.dtype)
+
+    return jax.tree.map(room, context.keys), jax.tree.map(room, context.values)
+
+
+def forward(
+    params: Any,
+    context: Context,
+    answers: tuple[Any, Any],
+    length: Int[Array, ""],
+    tokens: Int[Array, "B W"],
+    position_ids: Int[Array, "B W"],
+    block_position_ids: Int[Array, "B W"],
+    *,
+    config: GLMConfig,
+) -> tuple[Float[Array, "B W V"], tuple[Any, Any]]:
+    """Feeds the newest token of each answer, which becomes column `length` of `answers`.
+
+    Returns float32 logits of the token that follows, and the answers with their new column.
+    """
+    x = _embed(config, params, tokens, position_ids, block_position_ids)
+
+    def step(x, layer_and_cache):
+        layer, *cache = layer_and_cache
+        cache = KVCache(*cache)
+        return _layer(config).apply({"params": layer}, x, context.lengths, cache=cache, answer_length=length)
+
+    x, new = _over_layers(step, x, params["layers"], context.keys, context.values, *answers)
+
+    def write(cache, column):  # one write for all layers: a cache passed through the layers would be copied
+        start = (0,) * (cache.ndim - 2) + (length, 0)
+        return jax.lax.dynamic_update_slice(cache, jnp.expand_dims(column, -2), start)
+
+    answers = tuple(jax.tree.map(write, cache, column) for cache, column in zip(answers, new, strict=True))
+    x = LayerNorm(config.dtype).apply({"params": params["final_layernorm"]}, x)
+    logits = _table(config, params, "word_embeddings").apply(
+        {"params": params["word_embeddings"]}, x, method=Embedding.attend
+    )
+    return logits.reshape(*tokens.shape, -1), answers
+
+
+def everywhere(x: Any) -> Any:
+    """`x` whole on every device of the mesh, if there is one."""
+    return nn.with_logical_constraint(x, (None,) * x.ndim)
+
+
+def cache_bytes(config: GLMConfig, batch: int, width: int, context: int, answer: int) -> int:
+    """Bytes of keys and values for `batch` contexts with `width` answers each."""
+    columns = batch * (context + width * answer)
+    return 2 * config.num_layers * config.hidden_size * columns * jnp.dtype(config.dtype).itemsize
+
+
+def _layer(config):
+    return Layer(config, deterministic=True, parent=None)
+
+
+def _table(config, params, name):
+    rows, width = params[name]["embedding"].shape
+    return Embedding(rows, width, "vocab" if name == "word_embeddings" else "positions", config.init_std, config.dtype)
+
+
+def _embed(config, params, tokens, position_ids, block_position_ids):
+    ids = {"word_embeddings": tokens, "position_embeddings": position_ids}
+    if config.block_positions:
+        ids["block_position_embeddings"] = block_position_ids
+    x = sum(_table(config, params, name).apply({"params": params[name]}, i) for name, i in ids.items())
+    return nn.with_logical_constraint(x.reshape(-1, config.hidden_size), ("batch", None))
+
+
+def _over_layers(step, x, *per_layer):
+    """Runs `step(x, layer's part of per_layer)` over all layers, which are stacked or apart; stacks what it returns."""
+    if not isinstance(per_layer[0], tuple):
+        return jax.lax.scan(step, x, per_layer if len(per_layer) > 1 else per_layer[0])
+    outputs = []
+    for parts in zip(*per_layer, strict=True):
+        x, output = step(x, parts if len(per_layer) > 1 else parts[0])
+        outputs.append(output)
+    return x, tuple(zip(*outputs, strict=True))

@@ -1,0 +1,189 @@
+"""Decoding against what the original code produced."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import CONFIG, GOLDEN, SPECIAL, full, params
+
+from glm_jax.decoding import answer, engine, logits
+from glm_jax.decoding.strategy import Strategy
+
+
+@functools.cache
+def prepared(name, unrolled=True):
+    return engine.prepare(params(name), config=CONFIG, unrolled=unrolled)
+
+
+def golden(name):
+    return json.loads((GOLDEN / name).read_text())
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def forward(prepared, *arguments, config=CONFIG):
+    return engine.forward(prepared, *arguments, config=config)
+
+
+@pytest.mark.parametrize("unrolled", [True, False], ids=["apart", "stacked"])
+def test_incremental_steps(unrolled):
+    """A context of 12 tokens, then nine tokens one at a time."""
+    with np.load(GOLDEN / "incremental_A.npz") as file:
+        data = {k: a.astype(np.int32) if a.dtype == np.int64 else a for k, a in file.items()}
+    p = prepared("A", unrolled)
+    positions, tokens = data["context_position_ids"], data["context_ids"]
+    length = np.full(len(tokens), tokens.shape[1], np.int32)
+    context = answer.encode(p, tokens, positions[:, 0], positions[:, 1], data["context_sep"], length, config=CONFIG)
+    cache = engine.empty_answers(context, 1, data["gen_ids"].shape[1])
+    for step in range(data["gen_ids"].shape[1]):
+        token, place = data["gen_ids"][:, step, None], jnp.full((len(tokens), 1), step + 1)
+        found, cache = forward(p, context, cache, jnp.int32(step), token, data["mask_pos"][:, None], place)
+        np.testing.assert_allclose(found[:, 0], data["step_logits"][:, step], atol=1e-5)
+    # The same by one forward over everything.
+    tokens = np.concatenate([tokens, data["gen_ids"]], 1)
+    places = np.broadcast_to(np.arange(1, 10, dtype=np.int32), (3, 9))
+    whole = full(
+        CONFIG, params("A"), tokens,
+        np.concatenate([positions[:, 0], data["mask_pos"][:, None].repeat(9, 1)], 1),
+        np.concatenate([positions[:, 1], places], 1), data["context_sep"],
+    )  # fmt: skip
+    np.testing.assert_allclose(whole, data["full_logits"], atol=1e-5)
+
+
+def hypotheses(case, name):
+    options = case["args"]
+    tokens, positions = np.array(case["tokens"], np.int32)[:, :-1], np.array(case["position_ids"], np.int32)
+    lengths = np.array(case["sep"], np.int32)
+    if case["attention_mask4d"] is not None:  # padding is hidden: explicit lengths here
+        lengths = np.array(case["attention_mask4d"])[:, 0, -1, :-1].sum(-1).astype(np.int32)
+    p = prepared("H" if name.startswith("H_") else "G")
+    context = answer.encode(p, tokens, positions[:, 0, :-1], positions[:, 1, :-1], lengths, lengths, config=CONFIG)
+    beams = options["num_beams"]
+    strategy = Strategy(
+        num_beams=beams, min_new_tokens=options["min_tgt_length"], no_repeat_ngram=options["no_repeat_ngram_size"],
+        length_penalty=options["length_penalty"] if beams > 1 else 0.0, top_k=options["top_k"],
+    )  # fmt: skip
+    values = strategy.values(CONFIG.vocab_size).replace(length_penalty=jnp.float32(options["length_penalty"]))
+    found = answer.search(
+        p, context, positions[:, 0, -1], values, config=CONFIG, shape=strategy.shape(), num_beams=beams,
+        max_new_tokens=options["tgt_seq_length"], start=SPECIAL.start, stops=(SPECIAL.end,),
+        count_positions=not options["no_block_position"],
+    )  # fmt: skip
+    return jax.device_get(found)
+
+
+def test_beam_search():
+    """123 searches with all their hypotheses; in four the original divides by zero."""
+    failed = 0
+    for name, case in golden("beam_search.json").items():
+        found = hypotheses(case, name)
+        if case["error"]:
+            assert "ZeroDivisionError" in case["error"]
+            assert np.isfinite(found.values[:, 0]).all(), name
+            failed += 1
+            continue
+        np.testing.assert_array_equal(found.finished, case["done"], name)
+        for row, expected in enumerate(case["all_hyps"]):
+            expected = sorted(expected, key=lambda pair: -pair[0])
+            valid = np.isfinite(found.values[row])
+            lengths = found.lengths[row, valid]
+            tokens = [t[:n].tolist() for t, n in zip(found.tokens[row, valid], lengths, strict=True)]
+            assert tokens == [tokens for _, tokens in expected], (name, row)
+            np.testing.assert_allclose(found.values[row, valid], [v for v, _ in expected], rtol=1e-6, atol=1e-5)
+            decoded = [t for t in case["decoded"][row] if t not in (SPECIAL.end, SPECIAL.pad)]
+            assert tokens[0] == decoded, (name, row)
+    assert failed == 4
+
+
+def written(name, tokens, lengths, masks, strategy, max_new_tokens, limit, reread_cut):
+    """Tokens chosen for each blank of each row."""
+    p, rows = prepared(name), len(tokens)
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    context = answer.encode(p, tokens, positions, np.zeros_like(tokens), lengths, lengths, config=CONFIG)
+    keys = jax.random.split(jax.random.key(0), (rows, 1))
+    first = np.full(rows, SPECIAL.start, np.int32)
+    writing = answer.begin(context, masks, keys, first, np.zeros(rows, np.int32), max_new_tokens=max_new_tokens)
+    writing = answer.write(
+        p, context, masks, writing, jnp.int32(limit), strategy.values(CONFIG.vocab_size), config=CONFIG,
+        shape=strategy.shape(), start=SPECIAL.start, stops=(SPECIAL.eos, SPECIAL.end),
+        max_new_tokens=max_new_tokens, reread_cut=reread_cut,
+    )  # fmt: skip
+    chosen, blanks = jax.device_get((writing.tokens[:, 0], writing.blanks[:, 0]))
+    stops = (SPECIAL.eos, SPECIAL.end)
+    return [
+        [[int(t) for t, b in zip(c, row, strict=True) if b == blank and t not in stops] for blank in range(len(m))]
+        for c, row, m in zip(chosen, blanks, masks, strict=True)
+    ]
+
+
+def test_sample_sequence():
+    """Several blanks from left to right, by sampling among the top 1; the original never feeds a cut answer's end."""
+    data = golden("sample_sequence.json")
+    options = data["args"]
+    strategy = Strategy(temperature=options["temperature"], top_k=options["top_k"])
+    for case in data["cases"].values():
+        tokens = np.array([case["context"]], np.int32)
+        masks = np.array([case["mask_positions"]], np.int32)
+        length = np.array([tokens.shape[1]], np.int32)
+        answers = written("H", tokens, length, masks, strategy, options["out_seq_length"], 1000, reread_cut=False)[0]
+        assert case["context"] + [t for a in answers for t in (SPECIAL.start, *a)] == case["out"]
+
+
+def test_blank_filling():
+    """Greedy filling with blocked n-grams and one limit for all blanks of a row."""
+    data = golden("blank_filling.json")
+    limit = data["tgt_seq_length"]
+    strategy = Strategy(no_repeat_ngram=data["no_repeat_ngram_size"])
+    for case in data["cases"].values():
+        tokens = np.array(case["tokens"], np.int32)[:, :-1]
+        masks = [[i for i, t in enumerate(row) if t == SPECIAL.mask] for row in tokens.tolist()]
+        columns = np.full((len(masks), max(map(len, masks))), -1, np.int32)
+        for row, at in enumerate(masks):
+            columns[row, : len(at)] = at
+        lengths = np.full(len(tokens), case["sep"], np.int32)
+        answers = written("H", tokens, lengths, columns, strategy, limit, limit, reread_cut=False)
+        for row, (prompt, filled) in enumerate(zip(tokens.tolist(), answers, strict=True)):
+            remaining, whole = iter(filled), []
+            for token in prompt:
+                whole += next(remaining) if token == SPECIAL.mask else [token]
+            assert " ".join(map(str, (t for t in whole if t != SPECIAL.pad))) == case["predictions"][row]
+
+
+def test_top_k_and_top_p():
+    for case in golden("topk_topp.json").values():
+        found = jnp.array(case["logits"])
+        if case["top_k"]:
+            found = logits.top_k_filter(found, case["top_k"])
+        if case["top_p"]:
+            found = logits.top_p_filter(found, case["top_p"])
+        np.testing.assert_array_equal(np.isfinite(found), np.array(case["kept"], bool))
+
+
+def test_hub_generation():
+    """Prompts of different length in one batch: greedy tokens, and the logits of every step."""
+    data = golden("hub_builders.json")
+    inputs = data["generation"]
+    positions = np.array(inputs["position_ids"], np.int32)
+    tokens = np.array(inputs["input_ids"], np.int32)[:, :-1]
+    lengths = np.array(inputs["generation_attention_mask"])[:, 0, 0].sum(-1).astype(np.int32)
+    config = CONFIG.__class__(**{**vars(CONFIG), "gelu": "exact"})
+    p = prepared("A")
+    width = tokens.shape[1]
+    context = answer.encode(
+        p, tokens, positions[:, 0, :width], positions[:, 1, :width], lengths, lengths, config=config
+    )  # fmt: skip
+    cache = engine.empty_answers(context, 1, 4)
+    token, chosen = jnp.full((2, 1), SPECIAL.start), []
+    for step, expected in enumerate(data["greedy_generation"]["step_logits"]):
+        place = positions[:, 1, width + step, None]
+        found, cache = forward(
+            p, context, cache, jnp.int32(step), token, positions[:, 0, width + step, None], place, config=config
+        )
+        np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
+        token = found.argmax(-1).astype(jnp.int32)
+        chosen.append(token)
+    expected = np.array(data["greedy_generation"]["output_ids"])
+    np.testing.assert_array_equal(np.concatenate(chosen, 1), expected[:, -4:])
+    np.testing.assert_array_equal(expected, data["generate_api"])
