@@ -5,12 +5,15 @@ Part A (Du et al. 2022, section 2.1). One integer a row says it all, so no mask 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+from glm_jax.sharding import shards
 
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
 _HIDDEN = -1e30
@@ -76,8 +79,42 @@ def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_
     return jnp.einsum("bnqk,bknh->bqnh", probabilities, v, precision=precision)
 
 
-# "auto" takes the fastest backend that states the rule exactly; so far there is one.
-BACKENDS = {"auto": dense_attention, "dense": dense_attention}
+def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key):
+    """As `dense_attention`, in small parts one after another: one head of each group, and a block of queries.
+
+    The scores of a part fit a TPU's fast memory, where XLA then keeps them: they never travel to HBM. The backward
+    pass computes them again.
+    """
+    groups = math.gcd(q.shape[2], shards("heads"))  # so that every device works on a head of its own
+    block = max(n for n in range(1, min(_QUERY_BLOCK, q.shape[1]) + 1) if q.shape[1] % n == 0)
+    steps = q.shape[2] // groups, q.shape[1] // block
+    query_index = jnp.broadcast_to(query_index, q.shape[:2])
+
+    def by_head(x):  # [B T N H] -> [N/groups B T groups H]; heads stay on the devices that hold them
+        return jnp.moveaxis(x.reshape(*x.shape[:2], groups, -1, x.shape[-1]), 3, 0)
+
+    def by_block(x):  # [B Q ...] -> [Q/block B block ...]
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0)
+
+    def head(part):
+        q, k, v, keys = part
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def attend(part):
+            q, index, key = part
+            return dense_attention(q, k, v, prefix_lengths, index, dropout_rate, key)
+
+        attended = jax.lax.map(attend, (by_block(q), by_block(query_index), keys))
+        return jnp.moveaxis(attended, 0, 1).reshape(q.shape)
+
+    keys = None if dropout_key is None else jax.random.split(dropout_key, steps)
+    return jnp.moveaxis(jax.lax.map(head, (by_head(q), by_head(k), by_head(v), keys)), 0, 3).reshape(q.shape)
+
+
+_QUERY_BLOCK = 384  # with 16 rows of 1,152 keys on a chip: 28 MB of scores, of which v5p and v6e hold 128
+
+# "auto" takes the fastest backend that states the rule exactly.
+BACKENDS = {"auto": dense_attention, "dense": dense_attention, "chunked": chunked_attention}
 
 
 @struct.dataclass

@@ -48,10 +48,10 @@ def choose_mesh_shape(
     """Returns the "auto" mesh shape and one sentence that explains it.
 
     Devices with fast links between them (one TPU slice, one GPU host) share the parameters (fsdp); over slower links
-    only gradients travel (data). `embed_size` limits fsdp to a divisor of the model width. Of a TPU whose memory is
-    known no more devices share than leave `state_bytes` (parameters and optimizer) an eighth of it: XLA gathers over
-    large groups by all-reduce, which moves twice the bytes and holds whole gradients. Tensor parallelism is never
-    chosen.
+    only gradients travel (data). `embed_size` limits fsdp to a divisor of the model width. Of TPUs no more devices
+    share than it takes to bring `state_bytes` (parameters and optimizer) down to 4 GB and an eighth of the memory:
+    over large groups, and over slivers of an array, XLA gathers by all-reduce, which moves twice the bytes and holds
+    whole gradients. Tensor parallelism is never chosen.
     """
     devices = list(jax.devices() if devices is None else devices)
     key, link = ("slice_index", "TPU slice") if devices[0].platform == "tpu" else ("process_index", "host")
@@ -62,7 +62,7 @@ def choose_mesh_shape(
     fsdp = math.gcd(per_group, embed_size) if embed_size else per_group
     limit, memory = fsdp, device_memory(devices[0])
     if memory and state_bytes:
-        fits = [n for n in range(1, limit + 1) if limit % n == 0 and state_bytes / n <= memory / 8]
+        fits = [n for n in range(1, limit + 1) if limit % n == 0 and state_bytes / n <= min(memory / 8, 4e9)]
         fsdp = fits[0] if fits else limit
     shape = {"data": len(devices) // fsdp, "fsdp": fsdp, "tensor": 1}
     why = f"{len(devices)} {devices[0].device_kind} in {len(groups)} {link}(s): {_product(shape)}; "
@@ -156,6 +156,13 @@ def partition_spec(axes: Sequence[str | None], rules: Rules = RULES, name: str =
 def logical_axis_rules(rules: Rules = RULES):
     """Context in which Linen's `with_logical_constraint` in the modules follows `rules`; enter it around tracing."""
     return nn.logical_axis_rules(tuple(rules.items()))
+
+
+def shards(axis: str) -> int:
+    """Into how many parts the logical `axis` is split where this is called: 1 outside of a mesh or without rules."""
+    rule, mesh = dict(nn.get_logical_axis_rules()).get(axis), jax.sharding.get_abstract_mesh()
+    names = () if rule is None else (rule,) if isinstance(rule, str) else rule
+    return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

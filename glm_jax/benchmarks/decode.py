@@ -8,7 +8,7 @@ import numpy as np
 
 from glm_jax.benchmarks.corruption import SPECIAL
 from glm_jax.benchmarks.timing import bytes_per_second, seconds
-from glm_jax.decoding import answer, engine
+from glm_jax.decoding import answer
 from glm_jax.decoding.prompts import Prompt
 from glm_jax.decoding.strategy import Strategy
 from glm_jax.model import GLM, GLMConfig, initial_parameters, parameter_count
@@ -82,9 +82,7 @@ def _writing(decoder, batch, length, new):
         context, columns, writing = decoder._begin(prompts, new, 1, keys)
         jax.block_until_ready(writing)
         began = time.perf_counter()
-        jax.block_until_ready(
-            decoder._go_on(context, columns, writing, jnp.int32(new), strategy, values, new).tokens
-        )
+        jax.block_until_ready(decoder._go_on(context, columns, writing, jnp.int32(new), strategy, values, new).tokens)
         return time.perf_counter() - began
 
     steps()

@@ -159,6 +159,7 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "steps": total,
         "days": None if total is None else total * bound / 86400,
         "largest_replicated_parameter_bytes": largest_replicated(built),
+        "gathered_activation_bytes": gathered_activations(counts, built),
         "uncounted_loops": len(counts.unknown_loops),
     }
 
@@ -190,15 +191,32 @@ def largest_replicated(built: program.Program) -> int:
     return max(sizes, default=0)
 
 
+def gathered_activations(counts: hlo.Counts, built: program.Program) -> float:
+    """Bytes a step of all-gathers of anything but parameters (of one layer, or of queries, keys or values alone)."""
+    sizes = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract_state.params):
+        stacked = leaf.shape[0] if getattr(path[0], "key", None) == "layers" else 1
+        layer = math.prod(leaf.shape) // stacked
+        for part in (layer, layer // 3, layer // 3 * 2, layer * stacked):
+            sizes |= {part, part // built.mesh.shape["tensor"]}
+    return sum(
+        collective.bytes * collective.times
+        for collective in counts.collectives
+        if collective.kind == "all-gather" and any(math.prod(shape) not in sizes for shape in collective.shapes)
+    )
+
+
 def interconnect_seconds(collective: hlo.Collective, chip: chips.Chip, devices: Sequence[Any]) -> float:
     """How long a collective's bytes take on the links that its groups can use.
 
     Within a slice: the dimensions of the torus in which a group extends; both directions where it goes round a ring,
-    else one. Between slices: every chip's share of the data-centre network, after a reduction within the slice.
+    else one. Between s slices: every chip's share of the data-centre network, 2 (s-1)/s of the array each way.
     """
     devices = list(devices)
-    group = [devices[i] for i in collective.groups[0]]
-    positions = np.array([device.coords for device in group])
+    if collective.kind == hlo.BETWEEN_SLICES:
+        slices = len({device.slice_index for device in devices})
+        return collective.bytes * 2 * (slices - 1) / slices / chip.dcn_bandwidth
+    positions = np.array([devices[i].coords for i in collective.groups[0]])
     everywhere = np.array([device.coords for device in devices]).max(0) + 1
     bandwidth = 0.0
     for axis, size in enumerate(everywhere):
@@ -206,13 +224,7 @@ def interconnect_seconds(collective: hlo.Collective, chip: chips.Chip, devices: 
         if extent > 1:
             ring = extent == size and size % chip.wraps == 0
             bandwidth += chip.link_bandwidth * (2 if ring else 1)
-    seconds = collective.bytes / bandwidth if bandwidth else 0.0  # two cores of one chip share its memory
-    slices = len({getattr(device, "slice_index", 0) or 0 for device in group})
-    if slices > 1:
-        within = len(group) // slices
-        factor = 2 if collective.kind == "all-reduce" else 1
-        seconds += factor * collective.payload / within * (slices - 1) / slices / chip.dcn_bandwidth
-    return seconds
+    return collective.bytes / bandwidth if bandwidth else 0.0  # two cores of one chip share its memory
 
 
 def _bytes_on_a_chip(tree: Any) -> int:

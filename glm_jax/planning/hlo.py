@@ -21,6 +21,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+BETWEEN_SLICES = "between-slices"  # what a chip hands to its host for the data-centre network, after its slice's sum
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
          "iota", "opt-barrier", "copy-done", "slice-done"}  # fmt: skip
 
@@ -69,6 +70,7 @@ class Collective:
     groups: tuple[tuple[int, ...], ...]  # partition numbers; one group stands for all when they are alike
     times: float
     scope: str  # where in the program it comes from
+    shapes: tuple[tuple[int, ...], ...]  # of the whole arrays, as this chip ends up with them
 
 
 @dataclasses.dataclass
@@ -193,6 +195,11 @@ class _Module:
         if instruction.opcode == "custom-call":
             estimate = re.search(r'"flops":"?(\d+)', instruction.attributes)
             self.result.flops += times * float(estimate[1]) if estimate else 0
+        if instruction.opcode == "send" and "xla_megascale" in instruction.attributes:
+            sent = instruction.result[0]
+            self.result.collectives.append(
+                Collective(BETWEEN_SLICES, sent.bytes, sent.bytes, ((0,),), times, instruction.name, (sent.dims,))
+            )
         if instruction.opcode in ("async-done", "async-update"):
             return
         for called in _called(instruction.attributes, "calls"):
@@ -222,7 +229,15 @@ class _Module:
             kind, factor = "reduce-scatter", share
         scope = re.search(r'op_name="([^"]*)"', instruction.attributes)
         self.result.collectives.append(
-            Collective(kind, payload * factor, payload, groups, times, scope[1] if scope else instruction.name)
+            Collective(
+                kind=kind,
+                bytes=payload * factor,
+                payload=payload,
+                groups=groups,
+                times=times,
+                scope=scope[1] if scope else instruction.name,
+                shapes=tuple(array.dims for array in results),
+            )
         )
 
     def _trips(self, body, loop):
@@ -261,45 +276,49 @@ class _Module:
             touched = read[1]
             return 2 * touched + sum(read[2:])
         elif opcode == "fusion":
-            called = self.computations[_called(instruction.attributes, "calls")[0]]
-            read, written = _fused_traffic(called, operands, read, results, written)
+            read, written = self._fused(_called(instruction.attributes, "calls")[0], read, written)
         return sum(read) + sum(written)
 
+    def _fused(self, name, read, written):
+        """Of operands that are only sliced, the slices; of a result that is updated in place, the update."""
+        called = self.computations[name]
+        reads = [min(size, self._touched(called, number)) for number, size in enumerate(read)]
+        root = next(part for part in called.values() if part.root)
+        roots = [called[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        if len(roots) == len(written):
+            written = [min(size, self._updated(called, part)) for size, part in zip(written, roots, strict=True)]
+        return reads, written
 
-def _fused_traffic(called, operands, read, results, written):
-    """Of operands that are only sliced, the slices; of a result that is updated in place, the update."""
-    users = collections.defaultdict(list)
-    for part in called.values():
-        for name in part.operands:
-            users[name].append(part)
-    parameters = {int(p.operands[0]): p for p in called.values() if p.opcode == "parameter"}
+    def _touched(self, called, number):
+        """Bytes that a fusion reads of its operand `number`; infinite when that is all of it."""
+        source = next(p for p in called.values() if p.opcode == "parameter" and int(p.operands[0]) == number)
+        total, waiting = 0.0, [source]
+        while waiting:
+            part = waiting.pop()
+            for user in (u for u in called.values() if part.name in u.operands):
+                first = user.operands[0] == part.name
+                if user.opcode in ("bitcast", "reshape", "convert", "copy", "transpose"):
+                    waiting.append(user)
+                elif user.opcode == "fusion":
+                    inner = self.computations[_called(user.attributes, "calls")[0]]
+                    total += sum(self._touched(inner, n) for n, name in enumerate(user.operands) if name == part.name)
+                elif first and user.opcode in ("dynamic-slice", "slice", "gather"):
+                    total += sum(array.bytes for array in user.result)
+                elif not (first and user.opcode == "dynamic-update-slice"):
+                    return math.inf
+        return total
 
-    def reach(part):  # through renamings
-        found = []
-        for user in users[part.name]:
-            found += reach(user) if user.opcode in ("bitcast", "reshape", "convert", "copy") else [(user, part)]
-        return found
-
-    read = list(read)
-    for number in range(len(operands)):
-        uses = reach(parameters[number]) if number in parameters else []
-        if uses and all((user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == source.name)
-                        or (user.opcode == "dynamic-update-slice" and user.operands[0] == source.name)
-                        for user, source in uses):  # fmt: skip
-            touched = sum(
-                sum(a.bytes for a in user.result) for user, _ in uses if user.opcode != "dynamic-update-slice"
-            )
-            read[number] = min(read[number], touched)
-    root = next(part for part in called.values() if part.root)
-    roots = [called[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    written = list(written)
-    for number, part in enumerate(roots):
+    def _updated(self, called, part):
+        """Bytes that a fusion writes of a result; infinite when that is all of it."""
         while part.opcode in ("bitcast", "convert", "copy", "reshape") and part.operands[0] in called:
             part = called[part.operands[0]]
-        if part.opcode == "dynamic-update-slice" and number < len(written):
-            update = called[part.operands[1]]
-            written[number] = min(written[number], sum(a.bytes for a in update.result))
-    return read, written
+        if part.opcode == "dynamic-update-slice":
+            return sum(array.bytes for array in called[part.operands[1]].result)
+        if part.opcode == "fusion":
+            inner = self.computations[_called(part.attributes, "calls")[0]]
+            root = next(p for p in inner.values() if p.root)
+            return math.inf if root.opcode == "tuple" else self._updated(inner, root)
+        return math.inf
 
 
 def _kind(instruction):
