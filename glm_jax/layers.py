@@ -58,7 +58,9 @@ class Linear(nn.Module):
         n = len(self.inputs)
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, self.inputs + self.outputs, jnp.float32)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
+        # A kernel is split over fsdp along its inputs, which a bias does not have: its outputs have names of their own.
+        axes = tuple(f"bias_{axis}" if axis in ("mlp", "head_dim") else axis for axis in self.axes[n:])
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
         bias = self.param("bias", zeros, self.outputs, jnp.float32)
         kernel, bias = kernel[(slice(None),) * n + (part,)], bias[part]
         return product(x, kernel.astype(self.dtype), self.dtype) + bias.astype(self.dtype)[None]

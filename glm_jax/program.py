@@ -83,7 +83,7 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
     shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
     model = config_lib.model_config(config.model, 1)
     state_bytes = 12.0 * parameter_count(model)  # float32 parameters and two moments; the vocabulary comes later
-    mesh = sharding.make_mesh(shape, devices, model.hidden_size, state_bytes)
+    mesh = sharding.make_mesh(shape, devices, model.head_width, state_bytes)
     rules = sharding.RULES | dict(config.rules)
     # A micro batch stays spread over all devices.
     sharding.local_batch_size(config.batch_size // config.accumulation, mesh, rules)

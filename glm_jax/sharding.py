@@ -39,6 +39,8 @@ RULES: Rules = {
     "layers": None,
     "qkv": None,
     "head_dim": None,
+    "bias_mlp": ("tensor", "fsdp"),
+    "bias_head_dim": "fsdp",  # at 10B this bias is 2 MB
 }
 
 
@@ -48,10 +50,10 @@ def choose_mesh_shape(
     """Returns the "auto" mesh shape and one sentence that explains it.
 
     Devices with fast links between them (one TPU slice, one GPU host) share the parameters (fsdp); over slower links
-    only gradients travel (data). `embed_size` limits fsdp to a divisor of the model width. Of TPUs no more devices
-    share than it takes to bring `state_bytes` (parameters and optimizer) down to 4 GB and an eighth of the memory:
-    over large groups, and over slivers of an array, XLA gathers by all-reduce, which moves twice the bytes and holds
-    whole gradients. Tensor parallelism is never chosen.
+    only gradients travel (data). `embed_size` limits fsdp to a divisor of it: give the width of a head, which divides
+    the model's. Of TPUs no more devices share than it takes to bring `state_bytes` (parameters and optimizer) down to
+    4 GB and an eighth of the memory: over large groups, and over slivers of an array, XLA gathers by all-reduce, which
+    moves twice the bytes and holds whole gradients. Tensor parallelism is never chosen.
     """
     devices = list(jax.devices() if devices is None else devices)
     key, link = ("slice_index", "TPU slice") if devices[0].platform == "tpu" else ("process_index", "host")
@@ -70,7 +72,7 @@ def choose_mesh_shape(
     if fsdp < limit:
         why += f", where parameters and optimizer take {100 * state_bytes / fsdp / memory:.0f} % of its memory"
     elif fsdp < per_group:
-        why += f", which must divide the model width {embed_size} ({per_group} does not)"
+        why += f", which must divide the width {embed_size} ({per_group} does not)"
     return shape, why
 
 
@@ -91,7 +93,7 @@ def make_mesh(
     Args:
       shape: sizes by axis name, absent axes are 1, one may be -1 for "the rest"; or "auto" (`choose_mesh_shape`).
       devices: all devices of all hosts by default; or those of an ahead-of-time topology.
-      embed_size: model width, used by "auto".
+      embed_size: width of a head, used by "auto".
       state_bytes: of parameters and optimizer, used by "auto".
 
     Raises:

@@ -41,6 +41,21 @@ def config(changes):
     return config
 
 
+def ten_billion():
+    """The largest published model, as it trains."""
+    from glm_jax import config as defaults
+
+    config = defaults.pretrain()
+    config.batch_size = 1024
+    config.accumulation = 2
+    config.data.sequence_length = 1024
+    config.model.size = "10b"
+    config.model.hidden_dropout = config.model.attention_dropout = 0.0
+    config.model.remat = "full"
+    config.model.attention_backend = "chunked"
+    return config
+
+
 def summary(name):
     """What a refactoring must not change without being noticed."""
     import jax

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "./launch/test.sh": "what runs this test",
     "ruff": ".ci/run",
     "python -m glm_jax.benchmark step": "tests/test_benchmark.py",
+    "python -m glm_jax.plan": "tests/test_planning.py",
 }
 
 

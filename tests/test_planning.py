@@ -137,6 +137,22 @@ def test_more_shardings_and_collectives_are_the_golden_ones(name):
     _assert_golden(name)
 
 
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "mfu"), [("v5p:4x4x4", 0.65), ("v4:4x4x4", 0.6), ("v5e:16x16", 0.6), ("v6e:8x8", 0.6)]
+)
+def test_ten_billion_parameters_fit_and_run_fast(topology, mfu):
+    """GLM-10B, 1,024 rows of 1,024 tokens a step. Minutes and 10 GB of memory each."""
+    plan = estimate.plan(plan_summaries.ten_billion(), topology)
+    assert plan["headroom"] >= 0.1
+    assert plan["temporary_bytes"] < 20e9
+    assert plan["largest_replicated_parameter_bytes"] < 1e6
+    assert plan["gathered_activation_bytes"] == 0
+    assert plan["mfu_bound"] >= mfu
+    assert plan["uncounted_loops"] == 0
+
+
 def _assert_golden(name):
     if not plan_summaries.path().exists():
         pytest.skip(f"no golden plans for libtpu {importlib.metadata.version('libtpu')}: see plan_summaries.py")
@@ -256,6 +272,19 @@ def test_the_verb_prints_json_and_one_line_errors(tmp_path):
     failed = subprocess.run([*command, "--topology=v5e:3x2"], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert failed.returncode == 1
     assert failed.stderr.strip().splitlines()[-1].startswith("ValueError: topology 'v5e:3x2' does not exist")
+
+
+@pytest.mark.parametrize(
+    ("message", "gigabytes"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.", 20.5),
+        ("the total memory required for HLO temporaries (32.88G) exceeds available HBM (15.75G).", 33.88),
+        ("RESOURCE_EXHAUSTED", 16),
+    ],
+)
+def test_what_the_compiler_wants_is_read(message, gigabytes):
+    wanted = estimate._wanted_bytes(message, 2.0**30, 16 * 2.0**30)
+    assert wanted == pytest.approx(gigabytes * 2.0**30)
 
 
 def test_a_plan_that_does_not_fit_says_what_would():

@@ -62,11 +62,10 @@ def compile_step(config: ConfigDict, topology: str, slices: int = 1) -> Compiled
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            wanted = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-            if "RESOURCE_EXHAUSTED" not in str(error) or not wanted:
+            if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            size = float(wanted[1]) * 1024.0 ** ("KMGT".index(wanted[2]) + 1)
-            return Compiled(config, chip, built, None, None, time.perf_counter() - began, size)
+            wanted = _wanted_bytes(str(error), _bytes_on_a_chip(built.abstract_state), chip.hbm_bytes)
+            return Compiled(config, chip, built, None, None, time.perf_counter() - began, wanted)
     seconds = time.perf_counter() - began
     return Compiled(config, chip, built, compiled.as_text(), compiled.memory_analysis(), seconds, None)
 
@@ -225,6 +224,16 @@ def interconnect_seconds(collective: hlo.Collective, chip: chips.Chip, devices: 
             ring = extent == size and size % chip.wraps == 0
             bandwidth += chip.link_bandwidth * (2 if ring else 1)
     return collective.bytes / bandwidth if bandwidth else 0.0  # two cores of one chip share its memory
+
+
+def _wanted_bytes(message: str, arguments: float, limit: float) -> float:
+    """HBM that the compiler says it would need; at least the limit when it gives no figure."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message)
+    if not (found or temporaries):
+        return limit
+    number, unit = (found or temporaries).groups()
+    return float(number) * 1024.0 ** ("KMGT".index(unit) + 1) + (0 if found else arguments)
 
 
 def _bytes_on_a_chip(tree: Any) -> int:
