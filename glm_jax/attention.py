@@ -4,6 +4,8 @@ Part A (the first `prefix_length` tokens) is read in both directions; Part B is 
 Part A (Du et al. 2022, section 2.1). One integer a row says it all, so no mask is ever passed around.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -11,8 +13,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from glm_jax.sharding import shards
+
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
 _HIDDEN = -1e30
+
+_QUERY_BLOCK = 384  # with 16 rows of 1,152 keys on a chip: 28 MB of scores, of which v5p and v6e hold 128
 
 
 def visible(
@@ -87,8 +93,45 @@ def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_
     return jnp.einsum("bnqk,bknh->bqnh", probabilities, v, precision=precision)
 
 
-# "auto" takes the fastest backend that states the rule exactly; so far there is one.
-BACKENDS = {"auto": dense_attention, "dense": dense_attention}
+def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, answer_ids=None):
+    """As `dense_attention`, in small parts one after another: one head of each group, and a block of queries.
+
+    The scores of a part fit a TPU's fast memory, where XLA then keeps them: they never travel to HBM. The backward
+    pass computes them again.
+    """
+    groups = math.gcd(q.shape[2], shards("heads"))  # so that every device works on a head of its own
+    queries = q.shape[1]
+    blocks = -(-queries // _QUERY_BLOCK)
+    block = -(-queries // blocks)
+    steps = q.shape[2] // groups, blocks
+    behind = (0, blocks * block - queries)  # queries that fill the last block; their results are dropped
+    query_index = jnp.pad(jnp.broadcast_to(query_index, q.shape[:2]), ((0, 0), behind))
+    q = jnp.pad(q, ((0, 0), behind, (0, 0), (0, 0)))
+
+    def by_head(x):  # [B T N H] -> [N/groups B T groups H]; heads stay on the devices that hold them
+        return jnp.moveaxis(x.reshape(*x.shape[:2], groups, -1, x.shape[-1]), 3, 0)
+
+    def by_block(x):  # [B Q ...] -> [Q/block B block ...]
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0)
+
+    def head(part):
+        q, k, v, keys = part
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def attend(part):
+            q, index, key = part
+            return dense_attention(q, k, v, prefix_lengths, index, dropout_rate, key, answer_ids)
+
+        attended = jax.lax.map(attend, (by_block(q), by_block(query_index), keys))
+        return jnp.moveaxis(attended, 0, 1).reshape(q.shape)
+
+    keys = None if dropout_key is None else jax.random.split(dropout_key, steps)
+    attended = jax.lax.map(head, (by_head(q), by_head(k), by_head(v), keys))
+    return jnp.moveaxis(attended, 0, 3).reshape(q.shape)[:, :queries]
+
+
+# "auto" takes the fastest backend that states the rule exactly.
+BACKENDS = {"auto": dense_attention, "dense": dense_attention, "chunked": chunked_attention}
 
 
 @struct.dataclass

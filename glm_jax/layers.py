@@ -9,8 +9,10 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+DENSE = "dense"  # what remat policies call the result of a Linear: they cannot see a product with its own gradient
 LAYERNORM_EPSILON = 1e-5  # fixed in the original
 
 
@@ -58,10 +60,13 @@ class Linear(nn.Module):
         n = len(self.inputs)
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, self.inputs + self.outputs, jnp.float32)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
+        # A kernel is split over fsdp along its inputs, which a bias does not have: its outputs have names of their own.
+        axes = tuple(f"bias_{axis}" if axis in ("mlp", "head_dim") else axis for axis in self.axes[n:])
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
         bias = self.param("bias", zeros, self.outputs, jnp.float32)
         kernel, bias = kernel[(slice(None),) * n + (part,)], bias[part]
-        return product(x, kernel.astype(self.dtype), self.dtype) + bias.astype(self.dtype)[None]
+        out = checkpoint_name(product(x, kernel.astype(self.dtype), self.dtype), DENSE)
+        return out + bias.astype(self.dtype)[None]
 
 
 class LayerNorm(nn.Module):

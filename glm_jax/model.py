@@ -20,12 +20,12 @@ from flax.core import meta
 from jaxtyping import Array, Float, Int
 
 from glm_jax.attention import BACKENDS, KVCache, attention, cached_attention, dropout
-from glm_jax.layers import Embedding, LayerNorm, Linear
+from glm_jax.layers import DENSE, Embedding, LayerNorm, Linear
 
 # What a layer keeps for the backward pass, from everything to nothing.
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the dense layers; not the T×T products
+    "dots": jax.checkpoint_policies.save_only_these_names(DENSE),  # the dense layers; not the T×T products
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from glm_jax import config as config_lib
 from glm_jax import durations, optimizer, sharding
 from glm_jax.batch import Batch
 from glm_jax.corruption import CorruptionConfig
-from glm_jax.model import GLM, check_lengths
+from glm_jax.model import GLM, check_lengths, parameter_count
 from glm_jax.tokenizers.special import SpecialTokens
 from glm_jax.train_step import Rows, Sums, TrainState, init_state, make_corrupt, make_eval_step, make_train_step
 
@@ -66,8 +66,11 @@ def corruption_config(config: ConfigDict) -> CorruptionConfig:
     return config_lib.build(CorruptionConfig, config.corruption.to_dict(), max_position=positions)
 
 
-def check(config: ConfigDict) -> tuple[Mesh, sharding.Rules]:
-    """The run's mesh and sharding rules. Raises ValueError for what is wrong with a config before data is touched."""
+def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mesh, sharding.Rules]:
+    """The run's mesh and sharding rules; `devices` may be those of a topology that is only planned.
+
+    Raises ValueError for what is wrong with a config before data is touched.
+    """
     if config.batch_size < 1 or config.accumulation < 1 or config.batch_size % config.accumulation:
         raise ValueError(
             f"batch_size {config.batch_size} must be a positive multiple of accumulation {config.accumulation}: "
@@ -79,7 +82,9 @@ def check(config: ConfigDict) -> tuple[Mesh, sharding.Rules]:
     corruption.capacity(length)
     check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
     shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
-    mesh = sharding.make_mesh(shape, embed_size=config_lib.model_config(config.model, 1).hidden_size)
+    model = config_lib.model_config(config.model, 1)
+    state_bytes = 12.0 * parameter_count(model)  # float32 parameters and two moments; the vocabulary comes later
+    mesh = sharding.make_mesh(shape, devices, model.head_width, state_bytes)
     rules = sharding.RULES | dict(config.rules)
     # A micro batch stays spread over all devices.
     sharding.local_batch_size(config.batch_size // config.accumulation, mesh, rules)
@@ -157,7 +162,7 @@ def build(
         decay_ratio=config.schedule.decay_ratio,
     )
     with _active(mesh, rules):
-        key = jax.random.key(0)
+        key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: a planned mesh cannot hold it
         names = jax.eval_shape(lambda key: init_state(model, optax.identity(), key).params, key)
         tx = optimizer.make_optimizer(names, rate, **config.optimizer.to_dict())
         boxed = jax.eval_shape(functools.partial(init_state, model, tx), key)

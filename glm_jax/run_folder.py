@@ -122,7 +122,7 @@ def load_run(path: str | os.PathLike, step: int | str = "latest", dtype: str | N
     section = config["model"] if dtype is None else {**config["model"], "dtype": dtype}
     model = GLM(model_config(section, tokenizer.vocab_size))
     boxed = jax.eval_shape(lambda key: initial_parameters(model.config, key), jax.random.key(0))
-    mesh = sharding.make_mesh("auto", embed_size=model.config.hidden_size)
+    mesh = sharding.make_mesh("auto", embed_size=model.config.head_width)
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh))
     with Checkpointer(folder.checkpoints, keep_best=BEST, read_only=True) as checkpointer:
         restored = checkpointer.restore_params(abstract, step)

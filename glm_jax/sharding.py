@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from glm_jax.planning import chips
+
 logger = logging.getLogger(__name__)
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -37,17 +39,21 @@ RULES: Rules = {
     "layers": None,
     "qkv": None,
     "head_dim": None,
+    "bias_mlp": ("tensor", "fsdp"),
+    "bias_head_dim": "fsdp",  # at 10B this bias is 2 MB
 }
 
 
 def choose_mesh_shape(
-    devices: Sequence[Any] | None = None, embed_size: int | None = None
+    devices: Sequence[Any] | None = None, embed_size: int | None = None, state_bytes: float | None = None
 ) -> tuple[dict[str, int], str]:
     """Returns the "auto" mesh shape and one sentence that explains it.
 
     Devices with fast links between them (one TPU slice, one GPU host) share the parameters (fsdp); over slower links
-    only gradients travel (data). `embed_size` limits fsdp to a divisor of the model width. Tensor parallelism is never
-    chosen.
+    only gradients travel (data). `embed_size` limits fsdp to a divisor of it: give the width of a head, which divides
+    the model's. Of TPUs no more devices share than it takes to bring `state_bytes` (parameters and optimizer) down to
+    4 GB and an eighth of the memory: over large groups, and over slivers of an array, XLA gathers by all-reduce, which
+    moves twice the bytes and holds whole gradients. Tensor parallelism is never chosen.
     """
     devices = list(jax.devices() if devices is None else devices)
     key, link = ("slice_index", "TPU slice") if devices[0].platform == "tpu" else ("process_index", "host")
@@ -56,25 +62,39 @@ def choose_mesh_shape(
         raise ValueError(f"{link}s of different sizes {groups}: give the mesh shape instead of 'auto'")
     per_group = groups[0]
     fsdp = math.gcd(per_group, embed_size) if embed_size else per_group
+    limit, memory = fsdp, device_memory(devices[0])
+    if memory and state_bytes:
+        fits = [n for n in range(1, limit + 1) if limit % n == 0 and state_bytes / n <= min(memory / 8, 4e9)]
+        fsdp = fits[0] if fits else limit
     shape = {"data": len(devices) // fsdp, "fsdp": fsdp, "tensor": 1}
     why = f"{len(devices)} {devices[0].device_kind} in {len(groups)} {link}(s): {_product(shape)}; "
-    why += f"parameters are split over the {fsdp} devices of a {link}"
-    if fsdp < per_group:
-        why += f", which must divide the model width {embed_size} ({per_group} does not)"
+    why += f"parameters are split over {fsdp} of the {per_group} devices of a {link}"
+    if fsdp < limit:
+        why += f", where parameters and optimizer take {100 * state_bytes / fsdp / memory:.0f} % of its memory"
+    elif fsdp < per_group:
+        why += f", which must divide the width {embed_size} ({per_group} does not)"
     return shape, why
+
+
+def device_memory(device: Any) -> float | None:
+    """Bytes of memory of a TPU device, from the table of chips; None for other devices."""
+    chip = chips.of_device(device)
+    return None if chip is None else chip.hbm_bytes
 
 
 def make_mesh(
     shape: Mapping[str, Any] | str = "auto",
     devices: Sequence[Any] | None = None,
     embed_size: int | None = None,
+    state_bytes: float | None = None,
 ) -> Mesh:
     """Returns a mesh with the axes data, fsdp, tensor, all `AxisType.Auto` (`jax.make_mesh` alone makes Explicit ones).
 
     Args:
       shape: sizes by axis name, absent axes are 1, one may be -1 for "the rest"; or "auto" (`choose_mesh_shape`).
       devices: all devices of all hosts by default; or those of an ahead-of-time topology.
-      embed_size: model width, used by "auto".
+      embed_size: width of a head, used by "auto".
+      state_bytes: of parameters and optimizer, used by "auto".
 
     Raises:
       ValueError: unknown axis, or sizes whose product is not the number of devices.
@@ -83,20 +103,24 @@ def make_mesh(
     if isinstance(shape, str):
         if shape != "auto":
             raise ValueError(f"mesh shape {shape!r}: give 'auto' or sizes such as {{'data': 2, 'fsdp': 4}}")
-        shape, why = choose_mesh_shape(devices, embed_size)
+        shape, why = choose_mesh_shape(devices, embed_size, state_bytes)
         logger.info("mesh: %s", why)
     sizes = _complete(shape, len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)
     slices = len(_group_sizes(devices, "slice_index"))
-    if slices == 1:
+    if slices == 1 and devices[0].platform != "tpu":
         return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    from jax.experimental import mesh_utils
+
+    if slices == 1:  # an axis may be a part of an axis of the torus: 4 x 16 on 8 x 8 chips
+        grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        return Mesh(grid, MESH_AXES, axis_types=types)
     # Between slices there is only the data-centre network: the data axis alone may cross it.
     if sizes["data"] % slices:
         raise ValueError(f"mesh {_product(sizes)} over {slices} TPU slices: data must be a multiple of {slices}")
-    from jax.experimental import mesh_utils
-
     within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices), MESH_AXES, axis_types=types)
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=types)
 
 
 def partition_spec(axes: Sequence[str | None], rules: Rules = RULES, name: str = "array") -> PartitionSpec:
@@ -134,6 +158,13 @@ def partition_spec(axes: Sequence[str | None], rules: Rules = RULES, name: str =
 def logical_axis_rules(rules: Rules = RULES):
     """Context in which Linen's `with_logical_constraint` in the modules follows `rules`; enter it around tracing."""
     return nn.logical_axis_rules(tuple(rules.items()))
+
+
+def shards(axis: str) -> int:
+    """Into how many parts the logical `axis` is split where this is called: 1 outside of a mesh or without rules."""
+    rule, mesh = dict(nn.get_logical_axis_rules()).get(axis), jax.sharding.get_abstract_mesh()
+    names = () if rule is None else (rule,) if isinstance(rule, str) else rule
+    return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

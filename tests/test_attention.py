@@ -120,7 +120,30 @@ def test_no_random_numbers_without_dropout(qkv):
 
 def test_errors_name_the_way_out(qkv):
     q, k, v = qkv
-    with pytest.raises(ValueError, match="unknown attention backend 'flesh'; known: auto, dense"):
+    with pytest.raises(ValueError, match="unknown attention backend 'flesh'; known: auto, chunked, dense"):
         attention(q, k, v, PREFIXES, backend="flesh")
     with pytest.raises(ValueError, match="pass query_index"):
         attention(q[:, :2], k, v, PREFIXES)
+
+
+@pytest.mark.parametrize("query_block", [1, 3, 384])
+def test_chunks_of_any_size_give_dense_attention(qkv, query_block, monkeypatch):
+    """Also with queries at some positions only, as the last layer asks."""
+    q, k, v = qkv
+    monkeypatch.setattr("glm_jax.attention._QUERY_BLOCK", query_block)
+    index = jnp.array([[0, 8, 3], [2, 2, 7], [1, 4, 6], [5, 0, 8]], jnp.int32)
+    chosen = jnp.take_along_axis(q, index[:, :, None, None], axis=1)
+    for queries, where in ((q, None), (chosen, index)):
+        expected = attention(queries, k, v, PREFIXES, query_index=where, backend="dense")
+        found = attention(queries, k, v, PREFIXES, query_index=where, backend="chunked")
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_chunks_drop_out_independently():
+    """Every part of the scores has randomness of its own, and the expectation is undisturbed."""
+    ones = jnp.ones((2, 16, 4, 8))
+    key = jax.random.key(3)
+    out = attention(ones, ones, ones, jnp.array([16, 16]), backend="chunked", dropout_rate=0.5, dropout_key=key)
+    by_head = out[0, :, :, 0]
+    assert not np.array_equal(by_head[:, 0], by_head[:, 1])
+    assert abs(float(out.mean()) - 1) < 0.05

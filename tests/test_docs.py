@@ -36,6 +36,7 @@ ELSEWHERE = {
     "python -m glm_jax.convert THUDM/": "needs the network",
     "python -m glm_jax.generate --checkpoint runs/glm-10b": "needs the released weights",
     "python -m glm_jax.benchmark step": "tests/test_benchmark.py",
+    "python -m glm_jax.plan": "tests/test_planning.py",
 }
 
 

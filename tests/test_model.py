@@ -265,6 +265,34 @@ def test_scan_and_remat_change_no_number(tiny):
         assert largest_error(gradients(dataclasses.replace(config, **change), params), expected) < 1e-5, change
 
 
+def test_remat_policies_compute_again_what_they_say():
+    """Products in the gradient of one layer: "dots" repeats those of attention, "full" also the dense layers'."""
+
+    def products(jaxpr):
+        total = 0
+        for equation in jaxpr.eqns:
+            total += equation.primitive.name == "dot_general"
+            branches = equation.params.get("branches")  # of the CPU's own gradient and everybody's: one of them runs
+            inner = branches[:1] if branches else jax.tree.leaves(list(equation.params.values()))
+            total += sum(products(getattr(j, "jaxpr", j)) for j in inner if hasattr(getattr(j, "jaxpr", j), "eqns"))
+        return total
+
+    found = {}
+    for remat in ("none", "dots", "full"):
+        config = GLMConfig(
+            64, 1, 16, 2, 8, hidden_dropout=0, attention_dropout=0, remat=remat, scan_layers=False, dtype="float32"
+        )
+        params = nn.unbox(initial_parameters(config, jax.random.key(0)))
+        ids = jnp.zeros((1, 4), jnp.int32)
+
+        def loss(params, config=config, ids=ids):
+            return GLM(config).apply({"params": params}, ids, ids, ids, jnp.zeros(1, jnp.int32)).sum()
+
+        compiled = jax.make_jaxpr(jax.grad(loss))(params)
+        found[remat] = products(compiled.jaxpr)
+    assert found["none"] < found["dots"] < found["full"], found
+
+
 def test_bfloat16_is_near_float32(tiny):
     config, params, batch = tiny
     low = dataclasses.replace(config, dtype="bfloat16")
@@ -359,11 +387,11 @@ def test_parameter_tree_and_logical_axes():
             (y, d, 3, n, h),
             ("layers", "embed", "qkv", "heads", "head_dim"),
         ),
-        "layers/attention/query_key_value/bias": ((y, 3, n, h), ("layers", "qkv", "heads", "head_dim")),
+        "layers/attention/query_key_value/bias": ((y, 3, n, h), ("layers", "qkv", "heads", "bias_head_dim")),
         "layers/attention/dense/kernel": ((y, n, h, d), ("layers", "heads", "head_dim", "embed")),
         "layers/attention/dense/bias": ((y, d), ("layers", "embed")),
         "layers/mlp/dense_h_to_4h/kernel": ((y, d, f), ("layers", "embed", "mlp")),
-        "layers/mlp/dense_h_to_4h/bias": ((y, f), ("layers", "mlp")),
+        "layers/mlp/dense_h_to_4h/bias": ((y, f), ("layers", "bias_mlp")),
         "layers/mlp/dense_4h_to_h/kernel": ((y, f, d), ("layers", "mlp", "embed")),
         "layers/mlp/dense_4h_to_h/bias": ((y, d), ("layers", "embed")),
         "final_layernorm/scale": ((d,), ("embed",)),

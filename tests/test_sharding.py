@@ -72,7 +72,7 @@ def test_auto_mesh_and_its_explanation():
     shape, why = sharding.choose_mesh_shape(embed_size=12)
     assert shape == {"data": 2, "fsdp": 4, "tensor": 1}
     assert "8 cpu in 1 host(s): data=2 x fsdp=4 x tensor=1" in why
-    assert "model width 12 (8 does not)" in why
+    assert "width 12 (8 does not)" in why
 
 
 class FakeTPU:

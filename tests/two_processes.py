@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def run(program: str, devices: int, *arguments: str) -> list[str]:
+def run(program: str, devices: int, *arguments: str, timeout: int = 120) -> list[str]:
     """What both processes print. `program` gets the coordinator's address, its own number and then `arguments`."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -23,7 +23,7 @@ def run(program: str, devices: int, *arguments: str) -> list[str]:
         for i in range(2)
     ]
     try:
-        return [process.communicate(timeout=120)[0] for process in processes]
+        return [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

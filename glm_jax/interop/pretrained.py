@@ -239,7 +239,7 @@ def _warn_of_collision(source, config):
 
 def abstract_params(config: GLMConfig, mesh: Mesh | None, rules: sharding.Rules, param_dtype: str) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with shardings."""
-    mesh = sharding.make_mesh("auto", embed_size=config.hidden_size) if mesh is None else mesh
+    mesh = sharding.make_mesh("auto", embed_size=config.head_width) if mesh is None else mesh
     boxed = jax.eval_shape(lambda key: initial_parameters(config, key), jax.random.key(0))
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
     kind = DTYPES[param_dtype]

@@ -1,0 +1,37 @@
+"""python -m glm_jax.plan --config=FILE --topology=v5p:4x4x4: what a run needs there, found without the hardware."""
+
+import json
+import os
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from glm_jax.cli import log_to_stderr, one_line_errors
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE replaces a key.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and shape of the slice, such as v5p:4x4x4.")
+_SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology, connected by the data-centre network.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+_REMEDIES = flags.DEFINE_bool("remedies", True, "When it does not fit, try what would.")
+
+
+def main(arguments: list[str]) -> None:
+    """Compiles the config's train step for the topology and prints what it needs."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
+    log_to_stderr()
+    with one_line_errors():
+        from glm_jax.planning.estimate import plan
+        from glm_jax.planning.remedies import remedies
+        from glm_jax.planning.table import table
+
+        result = plan(_CONFIG.value, _TOPOLOGY.value, _SLICES.value)
+        if not result["fits"] and _REMEDIES.value:
+            result["remedies"] = remedies(_CONFIG.value, _TOPOLOGY.value, _SLICES.value)
+        print(json.dumps(result) if _JSON.value else table(result))
+
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the plan needs no accelerator, and takes none
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(main)

@@ -1,0 +1,243 @@
+"""What a config needs on a TPU topology: the real train step, compiled without the hardware.
+
+MFU is useful products over what the chips could do: visible query-key pairs, real positions and targets only, forward
+once and backward twice (`benchmarks.step.useful_flops`). What remat computes again and what padding costs is in
+`flops_per_step` but not in the MFU. The bound supposes that products, HBM and interconnect overlap perfectly and each
+runs at its peak; elementwise work is not counted. So no run is faster, and real ones are slower.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from glm_jax import program, sharding
+from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
+from glm_jax.benchmarks.step import useful_flops
+from glm_jax.corruption import corrupt
+from glm_jax.model import GLMConfig, parameter_count
+from glm_jax.planning import chips, hlo, topologies
+from glm_jax.planning.topologies import PlanningError
+from glm_jax.train_step import Rows
+
+HEADROOM = 0.1  # of HBM that should stay free: fragmentation, and what the runtime keeps for itself
+_SAMPLE = 64  # rows corrupted to see how many positions and targets are real
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The compiled step of a config on a topology, or what the compiler said when it does not fit."""
+
+    config: ConfigDict
+    chip: chips.Chip
+    built: program.Program
+    text: str | None  # HLO
+    memory: Any  # jax's CompiledMemoryStats, or None
+    seconds: float
+    wanted_bytes: float | None  # HBM that the program would need, when it does not fit
+
+
+def compile_step(config: ConfigDict, topology: str, slices: int = 1) -> Compiled:
+    """Lowers and compiles the train step of `config` for `slices` times `topology`.
+
+    Raises ValueError for a config or topology that cannot be, PlanningError without a fitting libtpu.
+    """
+    chip, devices = topologies.devices(topology, slices)
+    mesh, rules = program.check(config, devices)
+    schedule = program.schedule_of(config, rows=10**6)
+    vocabulary = vocabulary_size(config)
+    built = program.build(
+        config, schedule, mesh, rules, vocab_size=vocabulary, special=SPECIAL,
+        sentence_ends=np.zeros(vocabulary, bool),
+    )  # fmt: skip
+    began = time.perf_counter()
+    with built.activate():
+        lowered = built.train_step.lower(built.abstract_state, abstract_rows(config, mesh, rules))
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            wanted = _wanted_bytes(str(error), _bytes_on_a_chip(built.abstract_state), chip.hbm_bytes)
+            return Compiled(config, chip, built, None, None, time.perf_counter() - began, wanted)
+    seconds = time.perf_counter() - began
+    return Compiled(config, chip, built, compiled.as_text(), compiled.memory_analysis(), seconds, None)
+
+
+def abstract_rows(config: ConfigDict, mesh: Any, rules: sharding.Rules) -> Rows:
+    """The rows of one step, [B L] tokens and so on, as shapes with shardings."""
+    batch, length = config.batch_size, config.data.sequence_length
+    where = sharding.batch_sharding(mesh, rules)
+    return Rows(
+        tokens=jax.ShapeDtypeStruct((batch, length), np.int32, sharding=where),
+        lengths=jax.ShapeDtypeStruct((batch,), np.int32, sharding=where),
+        index=jax.ShapeDtypeStruct((batch,), np.uint32, sharding=where),
+    )
+
+
+def vocabulary_size(config: ConfigDict) -> int:
+    """V of the run, before its tokenizer exists: the model's, else the named size's, else the tokenizer's to be."""
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    if config.model.size is not None:
+        return GLMConfig.named(config.model.size).vocab_size
+    tokenizer = config.data.tokenizer
+    return -(-tokenizer.vocab_size // tokenizer.vocab_multiple) * tokenizer.vocab_multiple
+
+
+def plan(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, Any]:
+    """The plan of `config` on `slices` times `topology`, ready for JSON; per chip and step unless a name says more.
+
+    Raises as `compile_step`.
+    """
+    return describe(compile_step(config, topology, slices), topology, slices)
+
+
+def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, Any]:
+    """The figures of a compiled step; keys as in `plan`."""
+    config, chip, built = compiled.config, compiled.chip, compiled.built
+    mesh = built.mesh
+    arguments = _bytes_on_a_chip(built.abstract_state)
+    result = {
+        "topology": topology if slices == 1 else f"{slices} x {topology}",
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "remat": built.model.config.remat,
+        "accumulation": config.accumulation,
+        "batch_size": config.batch_size,
+        "parameters": parameter_count(built.model.config),
+        "hbm_bytes": chip.hbm_bytes,
+        "compile_seconds": compiled.seconds,
+    }
+    if compiled.text is None:
+        wanted = compiled.wanted_bytes
+        return result | {
+            "fits": False,
+            "argument_bytes": arguments,
+            "temporary_bytes": wanted - arguments,
+            "peak_bytes": wanted,
+            "headroom": 1 - wanted / chip.hbm_bytes,
+        }
+    memory = compiled.memory
+    peak = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    )  # fmt: skip
+    counts = hlo.count(compiled.text, mesh.size)
+    useful = useful_flops_per_step(config, built)
+    roofline = {
+        "compute": counts.flops / chip.flops,
+        "hbm": counts.hbm_bytes / chip.hbm_bandwidth,
+        "interconnect": sum(c.times * interconnect_seconds(c, chip, mesh.devices.flat) for c in counts.collectives),
+    }
+    bound = max(roofline.values())
+    tokens = config.batch_size * config.data.sequence_length
+    total = built_steps(config)
+    return result | {
+        "fits": 1 - peak / chip.hbm_bytes >= HEADROOM,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": peak,
+        "headroom": 1 - peak / chip.hbm_bytes,
+        "flops_per_step": counts.flops,
+        "useful_flops_per_step": useful / mesh.size,
+        "hbm_bytes_per_step": counts.hbm_bytes,
+        "collectives": counts.by_kind(),
+        "roofline_seconds": roofline,
+        "limited_by": max(roofline, key=roofline.get),
+        "seconds_per_step_bound": bound,
+        "mfu_bound": useful / mesh.size / chip.flops / bound,
+        "tokens_per_second": tokens / bound / mesh.size,
+        "tokens_per_second_all_chips": tokens / bound,
+        "steps": total,
+        "days": None if total is None else total * bound / 86400,
+        "largest_replicated_parameter_bytes": largest_replicated(built),
+        "gathered_activation_bytes": gathered_activations(counts, built),
+        "uncounted_loops": len(counts.unknown_loops),
+    }
+
+
+def built_steps(config: ConfigDict) -> int | None:
+    """Steps of the run, or None when they depend on the corpus (epochs)."""
+    return None if "epoch" in str(config.duration) else program.schedule_of(config, rows=10**6).total
+
+
+def useful_flops_per_step(config: ConfigDict, built: program.Program) -> float:
+    """Products that the batch needs, over all chips, from a sample of corrupted rows."""
+    length = config.data.sequence_length
+    tokens, ends = made_up_rows(_SAMPLE, length)
+    index = np.arange(_SAMPLE, dtype=np.uint32)
+    batch = corrupt(
+        jax.random.key(0), tokens, np.full(_SAMPLE, length, np.int32), index, ends, config=built.corruption,
+        special=SPECIAL,
+    )  # fmt: skip
+    return useful_flops(built.model.config, batch) * config.batch_size / _SAMPLE
+
+
+def largest_replicated(built: program.Program) -> int:
+    """Bytes of the largest parameter of which every device holds all; 0 when all are split."""
+    sizes = [
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(built.abstract_state.params)
+        if leaf.sharding.is_fully_replicated
+    ]
+    return max(sizes, default=0)
+
+
+def gathered_activations(counts: hlo.Counts, built: program.Program) -> float:
+    """Bytes a step of all-gathers of anything but parameters (of one layer, or of queries, keys or values alone)."""
+    sizes = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract_state.params):
+        stacked = leaf.shape[0] if getattr(path[0], "key", None) == "layers" else 1
+        layer = math.prod(leaf.shape) // stacked
+        for part in (layer, layer // 3, layer // 3 * 2, layer * stacked):
+            sizes |= {part, part // built.mesh.shape["tensor"]}
+    return sum(
+        collective.bytes * collective.times
+        for collective in counts.collectives
+        if collective.kind == "all-gather" and any(math.prod(shape) not in sizes for shape in collective.shapes)
+    )
+
+
+def interconnect_seconds(collective: hlo.Collective, chip: chips.Chip, devices: Sequence[Any]) -> float:
+    """How long a collective's bytes take on the links that its groups can use.
+
+    Within a slice: the dimensions of the torus in which a group extends; both directions where it goes round a ring,
+    else one. Between s slices: every chip's share of the data-centre network, 2 (s-1)/s of the array each way.
+    """
+    devices = list(devices)
+    if collective.kind == hlo.BETWEEN_SLICES:
+        slices = len({device.slice_index for device in devices})
+        return collective.bytes * 2 * (slices - 1) / slices / chip.dcn_bandwidth
+    positions = np.array([devices[i].coords for i in collective.groups[0]])
+    everywhere = np.array([device.coords for device in devices]).max(0) + 1
+    bandwidth = 0.0
+    for axis, size in enumerate(everywhere):
+        extent = len(np.unique(positions[:, axis]))
+        if extent > 1:
+            ring = extent == size and size % chip.wraps == 0
+            bandwidth += chip.link_bandwidth * (2 if ring else 1)
+    return collective.bytes / bandwidth if bandwidth else 0.0  # two cores of one chip share its memory
+
+
+def _wanted_bytes(message: str, arguments: float, limit: float) -> float:
+    """HBM that the compiler says it would need; at least the limit when it gives no figure."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message)
+    if not (found or temporaries):
+        return limit
+    number, unit = (found or temporaries).groups()
+    return float(number) * 1024.0 ** ("KMGT".index(unit) + 1) + (0 if found else arguments)
+
+
+def _bytes_on_a_chip(tree: Any) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+__all__ = ["Compiled", "PlanningError", "compile_step", "describe", "plan"]

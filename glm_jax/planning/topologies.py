@@ -1,0 +1,74 @@
+"""Devices of a TPU slice that is not there: libtpu compiles for them on any Linux x86 machine."""
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from glm_jax.planning import chips
+
+
+class PlanningError(ValueError):
+    """This machine cannot plan."""
+
+
+def required_libtpu(requirements: Sequence[str] | None = None) -> str:
+    """The libtpu that belongs to the installed JAX, such as "0.0.42.*": JAX's extra "tpu" names it."""
+    if requirements is None:
+        requirements = importlib.metadata.requires("jax") or []
+    for line in requirements:
+        pinned = re.match(r"libtpu\s*==\s*([\d.*]+)", line)
+        if pinned:
+            return pinned[1]
+    raise PlanningError(f"jax {importlib.metadata.version('jax')} does not say which libtpu it needs; update jax")
+
+
+def check_libtpu() -> str:
+    """The installed libtpu's version. A libtpu of another JAX compiles, but its HLO cannot be read back.
+
+    Raises PlanningError with the command that installs the right one.
+    """
+    required = required_libtpu()
+    install = f"install it: pip install 'libtpu=={required}'"
+    try:
+        found = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        raise PlanningError(f"planning compiles with libtpu, which is not installed; {install}") from None
+    prefix = required.removesuffix("*").removesuffix(".").split(".")
+    if found.split(".")[: len(prefix)] != prefix:
+        raise PlanningError(
+            f"libtpu {found} does not belong to jax {importlib.metadata.version('jax')}: it needs {required}; {install}"
+        )
+    return found
+
+
+def devices(topology: str, slices: int = 1) -> tuple[chips.Chip, list[Any]]:
+    """The chip of `topology` ("v5p:4x4x4") and the devices of so many slices of it; nothing can be put on them.
+
+    Raises ValueError for a topology that does not exist or no slice, PlanningError without a fitting libtpu.
+    """
+    chip, shape = chips.parse(topology)
+    if slices < 1:
+        raise ValueError(f"slices = {slices}: give at least 1")
+    check_libtpu()
+    # There is no TPU to ask, no metadata server to wait for, and another process may plan at the same time.
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_STDERR_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    name = f"{chip.name}:{'x'.join(map(str, shape))}"
+    options = {"num_slices": slices} if slices > 1 else {}
+    if chip.name == "v4":
+        options["chip_config_name"] = "megacore"  # both cores of a chip as one device, as JAX runs on v4
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:  # libtpu raises its own kinds
+        raise PlanningError(f"libtpu cannot make topology {topology}: {str(error).splitlines()[0]}") from None
+    return chip, list(found.devices)

@@ -1,0 +1,77 @@
+"""Ten steps of a tiny run on several meshes; a program for test_meshes.py, of one process or of two.
+
+    python mesh_run.py FOLDER MESH,MESH,... [ADDRESS NUMBER]
+
+MESH is data x fsdp x tensor, as 2x2x2. Prints one JSON line: by mesh the losses, a hash of every batch that the model
+saw, and a checksum of the state after five steps as each mesh restores it.
+"""
+
+import hashlib
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+
+def main(folder, meshes, address=None, number=0):
+    """Runs all meshes, then restores what each saved on every other."""
+    if address:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, 2, int(number))
+    import tiny_run
+    from jax.experimental import multihost_utils
+
+    from glm_jax import data, program, sharding
+    from glm_jax.checkpoint import Checkpointer
+    from glm_jax.train_step import Rows
+
+    folder, programs, found = pathlib.Path(folder), {}, {}
+    config = tiny_run.config(folder, duration="10 steps", model__hidden_size=64, model__num_heads=8)
+    dataset = data.load(config.data.to_dict())
+    ends = dataset.tokenizer.sentence_ends()
+
+    def bits(tree):
+        whole = multihost_utils.process_allgather(tree, tiled=True) if address else jax.device_get(tree)
+        return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(whole))).hexdigest()
+
+    for mesh_name in meshes.split(","):
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = map(int, mesh_name.split("x"))
+        mesh, rules = program.check(config)
+        run = programs[mesh_name] = program.build(
+            config, program.schedule_of(config), mesh, rules, vocab_size=dataset.tokenizer.vocab_size,
+            special=dataset.tokenizer.special, sentence_ends=ends,
+        )  # fmt: skip
+        process, processes = sharding.process_shard(mesh, rules)
+        batches = data.train_iterator(
+            dataset.train_rows, batch_size=8, seed=0, process_index=process, process_count=processes
+        )
+        losses, seen = [], []
+        with run.activate(), Checkpointer(folder / f"checkpoints_{mesh_name}") as checkpoints:
+            state = run.init(jax.random.key(0))
+            for step in range(1, 11):
+                rows = sharding.host_to_device(Rows(**next(batches)), mesh, rules)
+                seen.append(bits(run.corrupt_held_out(rows)))
+                state, metrics = run.train_step(state, rows)
+                losses.append(float(metrics["loss"]))
+                if step == 5:
+                    checkpoints.save(5, state, batches.get_state(), None)
+        found[mesh_name] = {"losses": losses, "batches": seen, "restored": {}}
+    for saved in found:
+        for mesh_name, run in programs.items():
+            with run.activate(), Checkpointer(folder / f"checkpoints_{saved}", read_only=True) as checkpoints:
+                restored = checkpoints.restore(run.abstract_state)
+            process, processes = sharding.process_shard(run.mesh, run.rules)
+            batches = data.train_iterator(
+                dataset.train_rows, batch_size=8, seed=0, process_index=process, process_count=processes
+            )
+            batches.set_state(restored.data_position)
+            with run.activate():
+                rows = sharding.host_to_device(Rows(**next(batches)), run.mesh, run.rules)
+                found[saved]["restored"][mesh_name] = [bits(restored.state), bits(run.corrupt_held_out(rows))]
+    print("FOUND " + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
