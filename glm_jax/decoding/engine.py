@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from glm_jax.attention import KVCache
-from glm_jax.layers import Embedding, LayerNorm
+from glm_jax.layers import Embedding, LayerNorm, product
 from glm_jax.model import GLMConfig, Layer
 
 
@@ -31,8 +31,9 @@ class Context:
 def prepare(params: Any, *, config: GLMConfig, unrolled: bool) -> Any:
     """Parameters as decoding reads them: matrices in the compute dtype, so that they are cast once and not per token.
 
-    `unrolled` also parts the stacked layers: XLA's CPU backend copies a layer that it takes from a stack, which would
-    cost more than multiplying with it; other backends read it where it lies.
+    `unrolled` is for XLA's CPU backend: it also parts the stacked layers, because that backend copies a layer that it
+    takes from a stack, which costs more than multiplying with it, and adds the vocabulary the other way round, with
+    which the head of several rows is twice as fast.
     """
 
     def cast(path, leaf):
@@ -42,7 +43,7 @@ def prepare(params: Any, *, config: GLMConfig, unrolled: bool) -> Any:
     params = jax.tree_util.tree_map_with_path(cast, params)
     if unrolled:
         layers = [jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(config.num_layers)]
-        params = {**params, "layers": tuple(layers)}
+        params = {**params, "layers": tuple(layers), "head": params["word_embeddings"]["embedding"].T}
     return params
 
 
@@ -110,9 +111,11 @@ def forward(
 
     x, new = _over_layers(step, x, params["layers"], context.keys, context.values, *answers)
     x = LayerNorm(config.dtype).apply({"params": params["final_layernorm"]}, x)
-    logits = _table(config, params, "word_embeddings").apply(
-        {"params": params["word_embeddings"]}, x, method=Embedding.attend
-    )
+    if "head" in params and len(x) > 1:
+        logits = product(x, params["head"], "float32")
+    else:
+        table = _table(config, params, "word_embeddings")
+        logits = table.apply({"params": params["word_embeddings"]}, x, method=Embedding.attend)
 
     # The column's number is made to depend on the logits, so that XLA knows of every read of a cache as coming before
     # its write, and writes in place; otherwise it copies all caches, twice a token. Barriers it removes before.

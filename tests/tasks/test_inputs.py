@@ -11,7 +11,7 @@ RECORDS = {record["name"]: record for record in load("input_builders.json")}
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_golden(name):
+def test_golden(name, fidelity):
     record = RECORDS[name]
     given = record["kwargs"]
     if name == "uni":
@@ -29,6 +29,7 @@ def test_golden(name):
             add_eos=given.get("add_eos", True),
         )
     assert_equal(encoded, record, pad=TOY.eos)
+    fidelity.compared("input_builders.json", "inputs of all builders")
 
 
 def test_blocks_and_groups():

@@ -21,7 +21,7 @@ NAMES = {"ids": "text", "sep": "attention_mask", "targets": "target", "mask": "l
 
 
 @pytest.mark.parametrize("case", WINDOWS["cases"], ids=lambda c: f"{c['overlapping_eval']}-{c['unidirectional']}")
-def test_windows_golden(case):
+def test_windows_golden(case, fidelity):
     samples = iter(case["samples"])
     for document, count in zip(WINDOWS["docs"], case["num_sequences"], strict=True):
         rows = list(
@@ -34,6 +34,7 @@ def test_windows_golden(case):
         for row, sample in zip(rows, wanted, strict=True):
             assert_equal(row, sample, pad=GPT2.pad, **NAMES)
     assert next(samples, None) is None
+    fidelity.compared("lm_windows.json", "all windows with a target")
 
 
 @pytest.mark.parametrize("unidirectional", [False, True])

@@ -51,17 +51,19 @@ def multi_token():
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_multi_token_golden(model, penalty, normalize):
+def test_multi_token_golden(model, penalty, normalize, fidelity):
     examples, z = multi_token()
     assert all(len(cloze.contexts) == 1 for cloze in examples)
     found = score(*model, examples, pad=0, batch_size=2, length_penalty=penalty, normalize=normalize)
     expected = z[f"scores_lp{penalty}_softmax{int(normalize)}"]
-    np.testing.assert_allclose([s.values for s in found], expected, atol=2e-5, rtol=1e-6)
+    found = np.array([s.values for s in found])
+    fidelity.close("cloze_multi_token.npz", "sums of log-probabilities", found, expected, 1e-5, relative=True)
     if normalize:
-        np.testing.assert_allclose([s.values for s in found], z[f"fast_scores_lp{penalty}"], atol=2e-5, rtol=1e-6)
+        fast = z[f"fast_scores_lp{penalty}"]
+        fidelity.close("cloze_multi_token.npz", "the same by fast_decode", found, fast, 1e-5, relative=True)
 
 
-def test_single_token_golden(model):
+def test_single_token_golden(model, fidelity):
     z = arrays("cloze_single_token.npz")
     examples = []
     for ids, positions, sep, words in zip(
@@ -70,9 +72,11 @@ def test_single_token_golden(model):
         context = Context(tuple(ids[:sep].tolist()), int(positions[0, sep]))
         examples.append(Cloze(START, (context,), tuple((int(w),) for w in words), single_token=True))
     found = score(*model, examples, pad=0, normalize=False)
-    np.testing.assert_allclose([s.values for s in found], z["logits"], atol=1e-5)
+    found = np.array([s.values for s in found])
+    fidelity.close("cloze_single_token.npz", "logits of the verbalizers", found, z["logits"], 1e-5)
     found = score(*model, examples, pad=0, batch_size=3)
-    np.testing.assert_allclose([s.values for s in found], z["log_softmax_logits"], atol=1e-5)
+    found = np.array([s.values for s in found])
+    fidelity.close("cloze_single_token.npz", "their log-probabilities", found, z["log_softmax_logits"], 1e-5)
 
 
 def made_up(count=3, candidates=7, seed=0):
@@ -185,15 +189,16 @@ def test_candidates_do_not_see_each_other(model):
     assert not touched & {40, 41}
 
 
-def test_losses_of_the_original():
+def test_losses_of_the_original(fidelity):
     z = arrays("finetune_losses.npz")
     ones = np.ones_like(z["logits"])
     labels = z["labels"].astype(np.int32)
     for kind in ("cross_entropy", "hinge", "generative", "mix", "adapet"):
-        np.testing.assert_allclose(cloze_loss(jnp.asarray(z["logits"]), labels, ones, kind), z[kind], atol=1e-6)
+        loss = cloze_loss(jnp.asarray(z["logits"]), labels, ones, kind)
+        fidelity.close("finetune_losses.npz", f"loss {kind}", loss, z[kind], 1e-6)
     masked = cloze_loss(
         jnp.asarray(z["logits"]), z["labels_masked"].astype(np.int32), z["loss_mask"].astype(np.float32)
     )
-    np.testing.assert_allclose(masked, z["masked_cross_entropy"], atol=1e-6)
+    fidelity.close("finetune_losses.npz", "masked cross entropy", masked, z["masked_cross_entropy"], 1e-6)
     with pytest.raises(ValueError, match="unknown loss 'hing'; known: cross_entropy"):
         cloze_loss(jnp.asarray(z["logits"]), labels, ones, "hing")
