@@ -15,6 +15,12 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax", "tensorflow_datasets", "matplotlib", "etils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("absl").addFilter(_worth_telling)
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Orbax warns that a folder which was opened for reading is read only."""
+    return not any(words in record.getMessage() for words in ("read_only=True", "is read only"))
 
 
 @contextlib.contextmanager

@@ -126,5 +126,4 @@ def load_run(path: str | os.PathLike, step: int | str = "latest", dtype: str | N
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh))
     with Checkpointer(folder.checkpoints, keep_best=BEST, read_only=True) as checkpointer:
         restored = checkpointer.restore_params(abstract, step)
-    logger.info("%s", restored)
     return LoadedRun(model, restored.state, tokenizer, config, restored)

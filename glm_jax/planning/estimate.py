@@ -131,10 +131,11 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
     )  # fmt: skip
     counts = hlo.count(compiled.text, mesh.size)
     useful = useful_flops_per_step(config, built)
+    devices = list(mesh.devices.flat)
     roofline = {
         "compute": counts.flops / chip.flops,
         "hbm": counts.hbm_bytes / chip.hbm_bandwidth,
-        "interconnect": sum(c.times * interconnect_seconds(c, chip, mesh.devices.flat) for c in counts.collectives),
+        "interconnect": sum(c.times * interconnect_seconds(c, chip, devices) for c in counts.collectives),
     }
     bound = max(roofline.values())
     tokens = config.batch_size * config.data.sequence_length
