@@ -14,9 +14,10 @@ import pytest
 import tiny_run
 
 from glm_jax.decoding import fill
+from glm_jax.meter import NonFiniteError
 from glm_jax.report import read_metrics
 from glm_jax.run_folder import RunFolder, RunFolderError, load_run
-from glm_jax.trainer import Interrupted, NonFiniteError, train
+from glm_jax.trainer import Interrupted, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
