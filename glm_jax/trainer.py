@@ -180,7 +180,8 @@ def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[
             if stopping and not last:
                 checkpoints.wait()
                 message = f"stopped after step {step}, which is saved: the same command goes on from there"
-                logger.warning("%s", message)
+                if leader:
+                    logger.warning("%s", message)
                 raise Interrupted(message)
             meter.exclude(time.perf_counter() - aside)
 
