@@ -2,7 +2,7 @@
 # A GKE cluster of TPU slices or GPUs through xpk (pip install xpk); --dry-run as first argument prints the commands.
 # CLUSTER, ZONE, PROJECT and DEVICE (v5p-128, h100-80gb-8, …) come from the environment.
 #   ./launch/gke.sh image NAME                   builds the container, and pushes it as gcr.io/PROJECT/NAME
-#   ./launch/gke.sh cluster                      creates CLUSTER with SLICES slices (default 1)
+#   ./launch/gke.sh cluster                      creates CLUSTER of SLICES slices, or of NODES GPU nodes; SPOT=1
 #   ./launch/gke.sh run NAME JOB ARGUMENTS       starts image NAME as JOB; ARGUMENTS of glm_jax.pretrain
 #   ./launch/gke.sh logs JOB | stop JOB | delete
 # STORAGE names an xpk storage (xpk storage attach) that all hosts mount; --workdir must lie on it.
@@ -16,8 +16,8 @@ action=$1
 shift
 
 case $DEVICE in
-  v[0-9]*) extra=tpu kind=tpu-type ;;
-  *) extra=cuda kind=device-type ;;
+  v[0-9]*) extra=tpu size=(--tpu-type="$DEVICE" --num-slices="${SLICES:-1}") ;;
+  *) extra=cuda size=(--device-type="$DEVICE" --num-nodes="${NODES:-1}") ;;
 esac
 place=(--cluster="$CLUSTER" --zone="$ZONE" --project="$PROJECT")
 
@@ -27,17 +27,17 @@ case $action in
     run docker build --build-arg EXTRA="$extra" --file launch/Dockerfile --tag "$image" .
     run docker push "$image"
     ;;
-  cluster) run xpk cluster create "${place[@]}" --"$kind=$DEVICE" --num-slices="${SLICES:-1}" ${SPOT:+--spot} ;;
+  cluster) run xpk cluster create "${place[@]}" "${size[@]}" ${SPOT:+--spot} ;;
   run)
     image=${1:?NAME is missing} job=${2:?JOB is missing}
     shift 2
     command="launch/train.sh ${*@Q}"
     if [ "$extra" = cuda ]; then # xpk says there where a GPU host is in its job; TPU hosts know it themselves
       # shellcheck disable=SC2016
-      command='GLM_JAX_HOSTS=$JAX_COORDINATOR_ADDRESS:${JAX_COORDINATOR_PORT:-1234},$NNODES,$NODE_RANK '$command
+      command='GLM_JAX_HOSTS=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT,$NNODES,$NODE_RANK '$command
     fi
     # A pod that was preempted saves within the grace period; the job then starts again, all hosts together.
-    run xpk workload create "${place[@]}" --workload="$job" --"$kind=$DEVICE" --num-slices="${SLICES:-1}" \
+    run xpk workload create "${place[@]}" --workload="$job" "${size[@]}" \
       --docker-image="gcr.io/$PROJECT/$image" --max-restarts=100 --restart-on-exit-codes=75 \
       --termination-grace-period-seconds=300 ${STORAGE:+--storage="$STORAGE"} --command="$command"
     ;;

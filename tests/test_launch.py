@@ -61,11 +61,11 @@ DRY_RUNS = {
         "--max-restarts=100 --restart-on-exit-codes=75 --termination-grace-period-seconds=300 --storage=nfs "
         f'"--command=launch/train.sh {QUOTED}"'
     ],
-    "DEVICE=h100-80gb-8 gke.sh run glm job1 ARGS": [
-        f"xpk workload create {SLICE} --workload=job1 --device-type=h100-80gb-8 --num-slices=1 "
+    "DEVICE=h100-80gb-8 NODES=4 gke.sh run glm job1 ARGS": [
+        f"xpk workload create {SLICE} --workload=job1 --device-type=h100-80gb-8 --num-nodes=4 "
         "--docker-image=gcr.io/p1/glm --max-restarts=100 --restart-on-exit-codes=75 "
         "--termination-grace-period-seconds=300 '--command=GLM_JAX_HOSTS=$JAX_COORDINATOR_ADDRESS:"
-        "${JAX_COORDINATOR_PORT:-1234},$NNODES,$NODE_RANK launch/train.sh '\"" + QUOTED + '"'
+        "$JAX_COORDINATOR_PORT,$NNODES,$NODE_RANK launch/train.sh '\"" + QUOTED + '"'
     ],
     "DEVICE=v5p-128 gke.sh logs job1": [
         "kubectl logs --follow --prefix --selector=jobset.sigs.k8s.io/jobset-name=job1"
@@ -136,6 +136,18 @@ def test_images_are_of_pythons_and_extras_that_exist():
         assert re.search(r"ARG PYTHON=3\.1[123]\n", text)
         for sources in re.findall(r"^COPY (.+) \S+$", text, re.M):
             assert all((ROOT / source).exists() for source in sources.split()), sources
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_and_fills(tmp_path):
+    if not (ROOT / ".venv" / "installed").exists():
+        pytest.skip("./launch/test.sh makes the environment that this needs")
+    options = ["--config.duration=20 steps", "--config.eval_examples=16", f"--workdir={tmp_path}"]
+    for _ in range(2):  # the second finds a complete run
+        done = subprocess.run([ROOT / "launch" / "quickstart.sh", *options], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "done: validation loss" in done.stderr
+    assert (tmp_path / "samples.md").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

@@ -25,7 +25,8 @@ def _start(folder, devices):
     file = folder / "config.py"
     file.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\nimport pathlib, tiny_run\n"
-        f"def get_config():\n    return tiny_run.config(pathlib.Path({str(folder)!r}), **{CHANGES!r})\n"
+        f"def get_config():\n    return tiny_run.config(pathlib.Path({str(folder)!r}), **{CHANGES!r},\n"
+        f"        compilation_cache={str(folder / 'compiled')!r})\n"
     )
     address = two_processes.free_address()
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
@@ -73,6 +74,7 @@ def test_sigterm_then_kill_then_one_host(tmp_path):
     assert f"restored step {stopped}" in (tmp_path / "0.log").read_text()
 
     train(tiny_run.config(tmp_path, **CHANGES), str(tmp_path / "run"))  # one host
+    assert list((tmp_path / "compiled").glob("jit_step*"))
     whole, parts = _losses(tmp_path / "whole"), _losses(tmp_path / "run")
     assert list(parts) == list(whole) == list(range(1, 81))
     np.testing.assert_allclose(list(parts.values()), list(whole.values()), rtol=1e-5)
