@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import Array, UInt32
 
+from glm_jax import hosts
+
 logger = logging.getLogger(__name__)
 
 BEST_MODES = ("min", "max")
@@ -220,11 +222,10 @@ class Checkpointer:
             raise
         except Exception as exception:  # Orbax and TensorStore raise many types for damaged files
             error = f"{type(exception).__name__}: {str(exception).splitlines()[0] if str(exception) else ''}"[:500]
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            if not multihost_utils.process_allgather(jnp.asarray(restored is not None)).all():
-                return None, error or "another process could not read it"
+        told = hosts.exchange(f"restoring step {step}", "" if restored is not None else error, hosts.LONG_TIMEOUT)
+        failed = [f"{text} on {hosts.name(process)}" for process, text in enumerate(told) if text]
+        if failed:
+            return None, error if len(told) == 1 else "; ".join(failed)
         return restored, error
 
     def _read(self, abstract: Any, step: int, params_only: bool) -> Restored:
@@ -274,10 +275,7 @@ class Checkpointer:
                     target = target.parent / f"{target.name}.damaged"
                 (self._directory / str(step)).rename(target)
         self._damaged = []
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("damaged checkpoints renamed")
+        hosts.exchange("setting damaged checkpoints aside")
         self._manager.reload()
 
 

@@ -78,6 +78,7 @@ def pretrain() -> ConfigDict:
     config.checkpoint_every = "1000 steps"
     config.keep_last = 2
     config.keep_best = True  # also keep the checkpoint of the lowest validation loss, of those saved at an evaluation
+    config.compilation_cache = ""  # folder of compiled programs; "": JAX_COMPILATION_CACHE_DIR, else none
     return config.lock()
 
 

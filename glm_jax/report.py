@@ -27,12 +27,13 @@ class Report:
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
         """Adds the metrics of `step` to the files."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if value is not None:
+                self._board.add_scalar(name, value, step)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """Shows step, loss, rate and time left: a line that is rewritten on a terminal, else one more line."""

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -28,8 +29,10 @@ from glm_jax.tokenizers.base import Tokenizer
 logger = logging.getLogger(__name__)
 
 # Keys that change nothing about what is computed: a run may be continued with other values.
-FREE_KEYS = ("log_every", "show_every", "keep_last", "mesh.", "rules", "data.data_dir", "data.workers", "init_from")
-
+FREE_KEYS = (
+    "log_every", "show_every", "keep_last", "mesh.", "rules", "data.data_dir", "data.workers", "init_from",
+    "compilation_cache",
+)  # fmt: skip
 
 BEST = ("validation_loss", "min")  # what the best checkpoint of a run is
 
@@ -58,6 +61,16 @@ class RunFolder:
     def checkpoints(self) -> pathlib.Path:
         """The folder of a `Checkpointer`."""
         return self.path / "checkpoints"
+
+    def check_shared(self) -> None:
+        """Raises RunFolderError when this host does not see what process 0 claimed: the disk is not shared."""
+        deadline = time.monotonic() + 30  # a network disk may show a new file late
+        while not self.config.exists():
+            if time.monotonic() > deadline:
+                raise RunFolderError(
+                    f"{self.config} is not seen on this host: --workdir must lie on a disk that all hosts share"
+                )
+            time.sleep(0.5)
 
     def claim(self, config: ConfigDict) -> None:
         """Takes the folder for `config`, or checks that it already belongs to it. Call it on process 0.
@@ -88,6 +101,15 @@ class RunFolder:
 def to_json(config: ConfigDict) -> str:
     """The config as JSON text; tuples become lists."""
     return json.dumps(config.to_dict(), default=lambda value: value.to_dict())
+
+
+def agreed_keys(config: ConfigDict) -> dict:
+    """The config without what may differ from host to host."""
+    values = json.loads(to_json(config))
+    for key in ("data_dir", "workers"):
+        del values["data"][key]
+    del values["compilation_cache"]
+    return values
 
 
 def _at(config: dict, key: str) -> Any:

@@ -7,22 +7,25 @@ function of (state, rows) and rows follow from the step's number, so a run that 
 import contextlib
 import functools
 import logging
+import os
 import pathlib
 import signal
 import time
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from glm_jax import data, program, sharding
+from glm_jax import data, hosts, program, sharding
 from glm_jax.checkpoint import Checkpointer, write_json_atomic
 from glm_jax.corruption import OBJECTIVES
 from glm_jax.durations import due
+from glm_jax.flops import useful_flops
+from glm_jax.meter import Meter
 from glm_jax.model import parameter_count
+from glm_jax.profiling import Profile
 from glm_jax.report import Report, duration, plot_loss
-from glm_jax.run_folder import BEST, RunFolder, load_run
+from glm_jax.run_folder import BEST, RunFolder, agreed_keys, load_run
 from glm_jax.samples import fill_held_out
 from glm_jax.train_step import Rows
 from glm_jax.validation import BASELINES, baselines, evaluate, held_out_rows
@@ -30,35 +33,49 @@ from glm_jax.validation import BASELINES, baselines, evaluate, held_out_rows
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(FloatingPointError):
-    """The loss or the gradient is no longer a number."""
-
-
 class Interrupted(SystemExit):
-    """The run was asked to stop, and saved its state first."""
+    """The run was asked to stop, and saved its state first. Its exit code asks a launcher to start it again."""
+
+    def __init__(self, message: str):
+        super().__init__(hosts.RESTART)
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message
 
 
-def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str, profile: str | None = None) -> dict[str, Any]:
     """Trains until the config's duration is over, in the run folder `workdir`; resumes what it finds there.
 
-    Returns the final result, as in result.json. Raises ValueError for a config, a corpus or a folder that cannot be
-    used, before anything is compiled; NonFiniteError when training diverges; Interrupted after Ctrl-C or SIGTERM.
+    `profile` = "steps=10:15" writes a trace of these steps. Returns the final result, as in result.json. On many
+    hosts, call it on each after `hosts.start`.
+
+    Raises ValueError for a config, a corpus or a folder that cannot be used, before anything is compiled; HostError
+    when hosts differ or are missing; NonFiniteError when training diverges; Interrupted after Ctrl-C or SIGTERM.
     """
     began = time.perf_counter()
     leader = jax.process_index() == 0
 
     # ---------------------------------------------------------------- what is wrong shows before the work starts
-    mesh, rules = program.check(config)
+    hosts.check_agreement({"config": agreed_keys(config), "workdir": str(workdir), "profile": profile})
     folder = RunFolder(pathlib.Path(workdir))
-    if leader:
-        folder.claim(config)
-    _check_init_from(config, folder)
+    with hosts.together("checking config and run folder"):
+        mesh, rules = program.check(config)
+        trace = Profile(profile, folder.path / "profile")
+        if leader:
+            folder.claim(config)
+        _check_init_from(config, folder)
+    with hosts.together("opening the run folder"):
+        folder.check_shared()
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(config.compilation_cache))
 
     # ---------------------------------------------------------------- text
-    dataset = data.load(config.data.to_dict())
+    dataset = hosts.leader_first("preparing the text", lambda: data.load(config.data.to_dict()))
     tokenizer, held_out = dataset.tokenizer, dataset.validation_rows
     if held_out is None:
         raise ValueError("nothing is held out: set validation_fraction, _split or _source of a corpus")
+    hosts.check_agreement({"data": [tokenizer.fingerprint(), dataset.train_rows.fingerprint(), len(held_out)]})
     if leader:
         tokenizer.save(folder.tokenizer)
     for name, facts in dataset.statistics.items():
@@ -100,6 +117,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
             if config.init_from is not None:
                 state = state.replace(params=_parameters_of(config.init_from, run))
             logger.info("fresh start: %s", config.init_from or "new parameters")
+        trace.check(start, schedule.total)
+        stack.callback(trace.close)
         report = None
         if leader:
             report = stack.enter_context(contextlib.closing(Report(folder.path, start=start, total=schedule.total)))
@@ -110,32 +129,38 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         stop = stack.enter_context(_StopSignals())
 
         # ------------------------------------------------------------ the loop
-        window, pending, validation = _Window(), None, None
+        meter, pending, validation = Meter(), None, None
         for step in range(start + 1, schedule.total + 1):
             waiting = time.perf_counter()
             rows = sharding.host_to_device(Rows(**next(batches)), mesh, rules)
             position = batches.get_state()
-            window.stalled += time.perf_counter() - waiting
-            state, metrics = run.train_step(state, rows)
+            meter.stalled += time.perf_counter() - waiting
+            if leader:
+                trace.before(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = run.train_step(state, rows)
+            trace.after(step, metrics)
             if pending is not None:
-                window.add(*pending)  # fetched while this step runs
+                meter.add(*pending)  # fetched while this step runs
             pending = (step, metrics)
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 logger.info("first step done %s after the start; it compiled", duration(time.perf_counter() - began))
-                window.restart()
+                if meter.peak_flops:
+                    meter.flops_per_token = _flops_per_token(run, rows)
+                meter.restart()
 
             log, evaluating, show, save = (
                 due(step, every, schedule.total)
                 for every in (schedule.log, schedule.evaluate, schedule.show, schedule.checkpoint)
             )
-            stopping, last = stop.agreed(), step == schedule.total
+            stopping, last = stop.agreed(step), step == schedule.total
             if not (log or evaluating or show or save or stopping or last):
                 continue
-            window.add(*pending)  # so nothing is saved or shown before its loss is known to be a number
+            meter.add(*pending)  # so nothing is saved or shown before its loss is known to be a number
             pending = None
             if log:
-                values = window.close()
+                values = meter.close()
                 if report:
                     report.metrics(step, values)
                     report.progress(step, values)
@@ -154,8 +179,11 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
                 checkpoints.save(step, state, position, validation)
             if stopping and not last:
                 checkpoints.wait()
-                raise Interrupted(f"stopped after step {step}, which is saved: the same command goes on from there")
-            window.exclude(time.perf_counter() - aside)
+                message = f"stopped after step {step}, which is saved: the same command goes on from there"
+                if leader:
+                    logger.warning("%s", message)
+                raise Interrupted(message)
+            meter.exclude(time.perf_counter() - aside)
 
         # ------------------------------------------------------------ the result
         checkpoints.wait()
@@ -174,57 +202,15 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         return result
 
 
-class _Window:
-    """Metrics since the last log line."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self):
-        self._metrics, self._began, self.stalled, self._excluded = [], time.perf_counter(), 0.0, 0.0
-
-    def add(self, step, metrics):
-        metrics = jax.device_get(metrics)
-        for name in ("loss", "grad_norm"):
-            if not np.isfinite(metrics[name]):
-                raise NonFiniteError(
-                    f"{name} is {metrics[name]} at step {step}. The last checkpoint is intact: resume it with a lower "
-                    "schedule.peak, a longer warm-up or smaller max_grad_norm; nothing of this step was saved"
-                )
-        self._metrics.append(metrics)
-
-    def exclude(self, seconds):
-        self._excluded += seconds
-
-    def close(self) -> dict[str, float]:
-        seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
-        steps = len(self._metrics)
-        last = self._metrics[-1]
-        sums = [m["sums"] for m in self._metrics]
-        loss, weight = (np.sum([getattr(s, name) for s in sums], axis=0) for name in ("loss", "weight"))
-        raw = sum(float(s.raw_tokens) for s in sums)
-        values = {
-            "loss": float(loss.sum() / weight.sum()),
-            "grad_norm": float(last["grad_norm"]),
-            "learning_rate": float(last["learning_rate"]),
-            "tokens_per_second": raw / seconds,
-            "seconds_per_step": seconds / max(steps, 1),
-            "input_stall": self.stalled / seconds,
-            "targets_per_token": float(weight.sum() / max(raw, 1)),
-        }
-        used = np.flatnonzero(weight.sum(1))
-        if len(used) > 1:
-            values |= {f"{OBJECTIVES[i]}_loss": float(loss[i].sum() / weight[i].sum()) for i in used}
-        self.restart()
-        return values
-
-
 class _StopSignals:
-    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM ask for a stop after a step; a second Ctrl-C stops at once.
+
+    On many hosts JAX listens to SIGTERM, tells all of them, and has them agree on a step, without waiting for it.
+    """
 
     def __enter__(self):
-        self._asked, self._previous = False, {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self._asked, self._previous, self._many = False, {}, jax.process_count() > 1
+        for number in (signal.SIGINT,) if self._many else (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError):  # only the main thread may listen
                 self._previous[number] = signal.signal(number, self._ask)
         return self
@@ -234,18 +220,29 @@ class _StopSignals:
             raise KeyboardInterrupt
         self._asked = True
         logger.warning("%s: saving after this step", signal.Signals(number).name)
+        if self._many:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def agreed(self) -> bool:
-        """Whether any process was asked: all must stop after the same step."""
-        if jax.process_count() == 1:
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after this step, the same on every host."""
+        if not self._many:
             return self._asked
         from jax.experimental import multihost_utils
 
-        return bool(multihost_utils.process_allgather(np.array(self._asked)).any())
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(self, *error):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _flops_per_token(run: program.Program, rows: Rows) -> float:
+    """Useful operations of a raw token in this batch. Every host calls it: the batch is spread over all."""
+    gather = jax.jit(
+        lambda rows: (run.corrupt_held_out(rows), rows.lengths), out_shardings=sharding.replicated(run.mesh)
+    )
+    batch, lengths = jax.device_get(gather(rows))
+    return useful_flops(run.model.config, batch) / max(float(lengths.sum()), 1.0)
 
 
 def _check_init_from(config, folder):

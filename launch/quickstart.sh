@@ -2,5 +2,4 @@
 # Installs glm_jax into .venv, pretrains a small GLM on text that pip brings, and fills blanks with it.
 # Run it again to resume; arguments go to the training: ./launch/quickstart.sh --config.duration="2000 steps"
 set -euo pipefail
-. "$(dirname "$0")/setup.sh"
-python -m glm_jax.pretrain --config=configs/pretrain/quickstart.py --workdir=runs/quickstart "$@"
+exec "$(dirname "$0")/train.sh" --config=configs/pretrain/quickstart.py --workdir=runs/quickstart "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need into .venv and runs them; arguments go to pytest: ./launch/test.sh -m slow
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/setup.sh"
 if [ "$(uname -sm)" = "Linux x86_64" ]; then
   # The compiler of TPUs, 200 MB: plans are tested with it, and skipped where there is none. It stands beside the

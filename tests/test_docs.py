@@ -23,12 +23,17 @@ SHORT = {
         "--config.model.hidden_size=32", "--config.model.num_heads=2", "--config.eval_examples=2",
         "--config.data.tokenizer.vocab_size=512",
     ],
+    "python -m glm_jax.prepare --config=configs/pretrain/quickstart.py": [],
     "python -m glm_jax.generate": ["--max-new-tokens=4"],
     "python -m glm_jax.convert": [],
     "python -m glm_jax.evaluate": [],
     "python -m glm_jax.benchmark corruption": ["--batch=8", "--length=64"],
 }  # fmt: skip
 ELSEWHERE = {
+    "./launch/tpu_vm.sh --dry-run": "tests/test_launch.py",
+    "./launch/slurm.sh --dry-run": "tests/test_launch.py",
+    "python -m glm_jax.prepare --config=configs/pretrain/quickstart.py --": "tests/data/test_beam.py",
+    "python -m glm_jax.prepare --config=configs/pretrain/glm_10b.py": "needs Dataflow",
     "./launch/quickstart.sh": "tests/test_launch.py, slow",
     "./launch/test.sh": "what runs this test",
     "ruff": ".ci/run",

@@ -14,9 +14,10 @@ import pytest
 import tiny_run
 
 from glm_jax.decoding import fill
+from glm_jax.meter import NonFiniteError
 from glm_jax.report import read_metrics
 from glm_jax.run_folder import RunFolder, RunFolderError, load_run
-from glm_jax.trainer import Interrupted, NonFiniteError, train
+from glm_jax.trainer import Interrupted, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -31,7 +32,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(corpus):
     """A run of 12 steps from start to end, and its folder."""
-    result = train(tiny_run.config(corpus), str(corpus / "finished"))
+    result = train(tiny_run.config(corpus), str(corpus / "finished"), profile="steps=3:4")
     return corpus / "finished", result
 
 
@@ -51,9 +52,13 @@ def test_a_run_leaves_what_it_promises(finished):
     folder, result = finished
     assert set(_losses(folder)) == set(range(1, 13))
     assert result["validation_loss"] < 6
+    logged = read_metrics(folder / "metrics.jsonl")[0]
+    assert logged["mfu"] is None  # nobody knows the peak of this CPU
+    assert logged["step_seconds_p50"] <= logged["step_seconds_p99"]
     assert result["unigram_baseline"] > result["bigram_baseline"] > 0
     assert json.loads((folder / "result.json").read_text()) == pytest.approx(result)
     assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((folder / "profile").rglob("*.xplane.pb"))
     assert "**[" in (folder / "samples.md").read_text()
     assert list((folder / "tensorboard").iterdir())
     assert json.loads((folder / "config.json").read_text())["batch_size"] == 8

@@ -6,11 +6,16 @@ import subprocess
 import sys
 
 
-def run(program: str, devices: int, *arguments: str, timeout: int = 120) -> list[str]:
-    """What both processes print. `program` gets the coordinator's address, its own number and then `arguments`."""
+def free_address() -> str:
+    """An address of this machine at which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def run(program: str, devices: int, *arguments: str, timeout: int = 120) -> list[str]:
+    """What both processes print. `program` gets the coordinator's address, its own number and then `arguments`."""
+    address = free_address()
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(

@@ -1,6 +1,7 @@
 """Sources of documents, each with a training and a validation split that never overlap."""
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import io
@@ -15,6 +16,7 @@ from glm_jax.data.specs import CorpusSpec
 
 _TFDS_GROUPS = ("text", "summarization", "question_answering", "translate", "datasets", "text_simplification")
 _BLOCK = 256  # TFDS examples read at a time
+_PART = 1 << 14  # TFDS examples of a part
 
 
 @runtime_checkable
@@ -37,6 +39,9 @@ class Corpus(Protocol):
 
     def documents(self, split: str) -> Iterator[tuple[str, float]]:
         """Yields (document, share of the source read so far) of `train` or `validation`, none of them empty."""
+
+    def parts(self, split: str) -> list["Corpus"]:
+        """Corpora whose documents, one after the other, are those of this split; they can be read at the same time."""
 
 
 def open_corpus(spec: CorpusSpec, data_dir: str) -> Corpus:
@@ -90,6 +95,15 @@ class FileCorpus:
                 yield text, done
         self.skipped = files.skipped
 
+    def parts(self, split: str) -> list["FileCorpus"]:
+        source = split if split in self._paths else "train"
+        parts = []
+        for path in self._paths[source]:
+            part = copy.copy(self)
+            part._paths = {**self._paths, source: [path]}
+            parts.append(part)
+        return parts
+
 
 class TfdsCorpus:
     """A prepared TFDS dataset. Held out: its validation split, else a fraction of the training documents by hash."""
@@ -99,6 +113,7 @@ class TfdsCorpus:
         self.skipped = 0
         self._spec = spec
         self._builder = builder
+        self._range = None  # of the examples, where this is a part
         splits = builder.info.splits
         self._splits = {"train": spec.train_split}
         if spec.validation_split or "validation" in splits:
@@ -127,13 +142,23 @@ class TfdsCorpus:
         by_hash, spec = "validation" not in self._splits, self._spec
         self.skipped = 0
         source = self._builder.as_data_source(split=self._splits["train" if by_hash else split])
-        for start in range(0, len(source), _BLOCK):
-            indices = range(start, min(start + _BLOCK, len(source)))
+        first, end = self._range or (0, len(source))
+        for start in range(first, end, _BLOCK):
+            indices = range(start, min(start + _BLOCK, end))
             for index, example in zip(indices, source.__getitems__(list(indices)), strict=True):
                 text = self._text(example[spec.text_key], index)
                 held_out = by_hash and text_files.is_held_out(text, spec.validation_fraction)
                 if text.strip() and (not by_hash or held_out == (split == "validation")):
                     yield text, (index + 1) / len(source)
+
+    def parts(self, split: str) -> list["TfdsCorpus"]:
+        name = self._splits.get(split, self._splits["train"])
+        count, parts = len(self._builder.as_data_source(split=name)), []
+        for start in range(0, count, _PART):
+            part = copy.copy(self)
+            part._range = (start, min(start + _PART, count))
+            parts.append(part)
+        return parts
 
     def _text(self, value, index: int) -> str:
         """The text of one example; an empty one, which is left out, for a bad one that is skipped."""

@@ -57,10 +57,7 @@ def prepare(
       DataError: the corpus is empty, a document cannot be read, the disk is full, or a worker died. Complete shards
         stay, so that the next call goes on from there.
     """
-    identity = [_FORMAT, corpus.identity(split), tokenizer.fingerprint(), _FIRST_SHARD_CHARACTERS]
-    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    name = re.sub(r"[^\w.]+", "_", corpus.name)[-80:].strip("_")
-    directory = os.path.join(os.fspath(data_dir), "prepared", f"{name}-{split}-{fingerprint[:16]}")
+    directory, fingerprint = store_directory(corpus, split, tokenizer, data_dir)
     if not os.path.exists(os.path.join(directory, INDEX_FILE)):
         try:
             os.makedirs(directory, exist_ok=True)
@@ -69,9 +66,22 @@ def prepare(
         _remove_leftovers(directory)
         progress = _Progress(f"tokenising {corpus.name} ({split})", report or _to_stderr)
         _write_shards(corpus, split, tokenizer, directory, _worker_count(workers), progress)
-        _write_index(corpus, split, tokenizer, directory, fingerprint, progress.shards)
+        write_index(corpus, split, tokenizer, directory, fingerprint, progress.shards)
         progress.finish()
     return TokenStore(directory)
+
+
+def store_directory(corpus: Corpus, split: str, tokenizer: Tokenizer, data_dir) -> tuple[str, str]:
+    """Where a prepared split lies, and the fingerprint of what it is made from."""
+    identity = [_FORMAT, corpus.identity(split), tokenizer.fingerprint(), _FIRST_SHARD_CHARACTERS]
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    name = re.sub(r"[^\w.]+", "_", corpus.name)[-80:].strip("_")
+    return os.path.join(os.fspath(data_dir), "prepared", f"{name}-{split}-{fingerprint[:16]}"), fingerprint
+
+
+def shard_characters(shard: int) -> int:
+    """A shard ends with the document that brings it to so many characters: they grow, so that there are few."""
+    return min(_FIRST_SHARD_CHARACTERS << min(shard // 16, 16), _LAST_SHARD_CHARACTERS)
 
 
 def _worker_count(workers: int | None) -> int:
@@ -111,12 +121,12 @@ def _write_shards(corpus, split, tokenizer, directory, workers, progress) -> Non
 
 
 def _shards(corpus: Corpus, split: str) -> Iterator[tuple[int, list[str], bool, float]]:
-    """Yields (number, documents, whether it is full, share read). Shards grow, so that a large corpus has few."""
+    """Yields (number, documents, whether it is full, share read)."""
     shard, texts, characters, done = 0, [], 0, 0.0
     for text, done in corpus.documents(split):
         texts.append(text)
         characters += len(text)
-        if characters >= min(_FIRST_SHARD_CHARACTERS << (shard // 16), _LAST_SHARD_CHARACTERS):
+        if characters >= shard_characters(shard):
             yield shard, texts, True, done
             shard, texts, characters = shard + 1, [], 0
     if texts:
@@ -225,9 +235,14 @@ def _read_shard_sizes(directory: str, shard: int) -> dict[str, int]:
         return {name: int(arrays[name]) for name in ("documents", "tokens", "empty", "text_bytes")}
 
 
-def _write_index(
+def write_index(
     corpus: Corpus, split: str, tokenizer: Tokenizer, directory: str, fingerprint: str, shards: int
 ) -> None:
+    """Writes what makes a folder of `shards` shards a complete store.
+
+    Raises:
+      DataError: the shards hold no document, or the disk is full.
+    """
     lengths, counts, documents = [], np.zeros(tokenizer.vocab_size, np.int64), []
     total = collections.Counter(documents=0, tokens=0, empty=0, text_bytes=0)
     for shard in range(shards):

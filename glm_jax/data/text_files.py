@@ -16,6 +16,11 @@ _COMPRESSED = (".gz", ".xz", ".zst")
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
+def is_remote(path: str) -> bool:
+    """Whether a path names no file of this machine but, for example, gs://bucket/file, for fsspec to open."""
+    return "://" in path
+
+
 def find_files(pattern: str) -> list[str]:
     """The files that a path or glob names, sorted by path.
 
@@ -23,7 +28,15 @@ def find_files(pattern: str) -> list[str]:
       DataError: nothing matches, or a file is neither .txt nor .jsonl (with .gz, .xz or .zst behind it).
     """
     pattern = os.path.expanduser(pattern)
-    found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    if is_remote(pattern):
+        import fsspec
+
+        files, _, paths = fsspec.get_fs_token_paths(pattern)
+        found = sorted(files.unstrip_protocol(path) for path in paths if files.isfile(path))
+    elif os.path.isfile(pattern):
+        found = [pattern]
+    else:
+        found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
     if not found:
         raise DataError(
             f"no file matches {pattern!r}; a corpus is bible, bible/kjv, bible/web, tfds:NAME, or a path or glob"
@@ -45,8 +58,27 @@ def _kind(path: str) -> str:
 
 def describe_files(paths: list[str]) -> list[tuple]:
     """What tells one state of the files from another, without reading them: path, size and time of change."""
-    states = [(path, os.stat(path)) for path in paths]
-    return [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in states]
+    return [_describe(path) for path in paths]
+
+
+def _describe(path: str) -> tuple:
+    if is_remote(path):
+        import fsspec
+
+        files, name = fsspec.core.url_to_fs(path)
+        facts = files.info(name)
+        changed = next((str(facts[key]) for key in ("etag", "ETag", "mtime", "LastModified") if key in facts), "")
+        return path, facts["size"], changed
+    state = os.stat(path)
+    return os.path.abspath(path), state.st_size, state.st_mtime_ns
+
+
+def _open(path: str):
+    if is_remote(path):
+        import fsspec
+
+        return fsspec.open(path, "rb").open()
+    return open(path, "rb")
 
 
 class TextFiles:
@@ -74,10 +106,11 @@ class TextFiles:
             field, and a damaged compressed file.
         """
         self.skipped = 0
-        total = max(1, sum(os.path.getsize(path) for path in self.paths))
+        sizes = [_describe(path)[1] for path in self.paths]
+        total = max(1, sum(sizes))
         before = 0
-        for path in self.paths:
-            with open(path, "rb") as raw, _decompressed(path, raw) as lines:
+        for path, size in zip(self.paths, sizes, strict=True):
+            with _open(path) as raw, _decompressed(path, raw) as lines:
                 try:
                     for text in self._documents(path, lines):
                         yield text, (before + raw.tell()) / total
@@ -87,7 +120,7 @@ class TextFiles:
                     if type(error).__name__ == "ZstdError":
                         raise DataError(f"{path}: the compressed file is damaged or cut off: {error}") from error
                     raise
-            before += os.path.getsize(path)
+            before += size
 
     def _documents(self, path: str, lines) -> Iterator[str]:
         if _kind(path) == ".jsonl":

@@ -66,6 +66,13 @@ class TokenStore:
         self._first = np.concatenate([[0], np.cumsum(self.index["shard_documents"], dtype=np.int64)])
         if self._first[-1] != len(self.lengths):
             raise DataError(f"{self.directory}: shards and {LENGTHS_FILE} do not fit; delete it and load again")
+        shards = {shard_name(shard, ".array_record") for shard in range(len(self.index["shard_documents"]))}
+        if missing := sorted(shards.difference(os.listdir(self.directory))):  # now, not hours later
+            raise DataError(
+                f"{os.path.join(self.directory, missing[0])} is missing"
+                + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
+                + "; copy it from where it was prepared, or delete the folder and load again"
+            )
         self._open()
 
     def _open(self):
@@ -114,7 +121,5 @@ class TokenStore:
                 from array_record.python import array_record_module
 
                 path = os.path.join(self.directory, shard_name(shard, ".array_record"))
-                if not os.path.exists(path):
-                    raise DataError(f"{path} is missing; delete {self.directory} and load again")
                 self._readers[shard] = array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
             return self._readers[shard]

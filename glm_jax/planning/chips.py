@@ -1,4 +1,4 @@
-"""What a TPU chip can do, and which topologies there are.
+"""How TPU chips are connected, and which topologies there are; what one chip can do stands in glm_jax/chips.py.
 
 Sources: the pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x" of docs.cloud.google.com/tpu/docs (read in
 November 2026); links of v4: Jouppi et al., ISCA 2023, table 4. The pages give the interconnect of a chip in both
@@ -9,41 +9,33 @@ import dataclasses
 import itertools
 from typing import Any
 
+from glm_jax import chips
+
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-    """One JAX device of a generation: a chip, except for tpu7x. Speeds are per second."""
+class Chip(chips.Chip):
+    """One JAX device of a TPU generation, with its links. Speeds are bytes a second."""
 
-    name: str
-    device_kind: str  # as JAX calls its devices
-    flops: float  # bfloat16 products, peak
-    hbm_bytes: float
-    hbm_bandwidth: float
     dimensions: int  # of the torus; two links a dimension
     link_bandwidth: float  # of one link, one direction
     dcn_bandwidth: float  # share of its host's network card, one direction
     wraps: int  # an axis of a multiple of so many chips is a ring, otherwise a line
 
 
-_GB, _GIB, _TERA = 1e9, 2.0**30, 1e12
-
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        # The page of v4 gives no data-centre bandwidth: v5p's.
-        Chip("v4", "TPU v4", 275 * _TERA, 32 * _GIB, 1200 * _GB, 3, 50 * _GB, 50e9 / 8, 4),
-        Chip("v5e", "TPU v5 lite", 197 * _TERA, 16 * _GIB, 819 * _GB, 2, 50 * _GB, 25e9 / 8, 16),
-        Chip("v5p", "TPU v5", 459 * _TERA, 95 * _GIB, 2765 * _GB, 3, 100 * _GB, 50e9 / 8, 4),
-        Chip("v6e", "TPU v6 lite", 918 * _TERA, 32 * _GIB, 1638 * _GB, 2, 100 * _GB, 100e9 / 8, 16),
-        # Half a chip: JAX shows each of its two cores as a device.
-        Chip("tpu7x", "TPU7x", 2307 * _TERA / 2, 96 * _GIB, 7380 * _GB / 2, 3, 50 * _GB, 100e9 / 8 / 2, 4),
-    )
+_LINKS = {
+    "v4": (3, 50e9, 50e9 / 8, 4),  # its page gives no data-centre bandwidth: v5p's
+    "v5e": (2, 50e9, 25e9 / 8, 16),
+    "v5p": (3, 100e9, 50e9 / 8, 4),
+    "v6e": (2, 100e9, 100e9 / 8, 16),
+    "tpu7x": (3, 50e9, 100e9 / 8 / 2, 4),
 }
+CHIPS = {chip.name: Chip(*dataclasses.astuple(chip), *_LINKS[chip.name]) for chip in chips.CHIPS if chip.name in _LINKS}
 
 
 def of_device(device: Any) -> Chip | None:
-    """The chip that a JAX device is (a part of), or None when it is not in the table."""
-    return next((chip for chip in CHIPS.values() if chip.device_kind == device.device_kind), None)
+    """The chip that a JAX device is (a part of), or None when it is no TPU of the table."""
+    chip = chips.chip_of(device)
+    return None if chip is None else CHIPS.get(chip.name)
 
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

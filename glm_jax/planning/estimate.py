@@ -1,7 +1,7 @@
 """What a config needs on a TPU topology: the real train step, compiled without the hardware.
 
 MFU is useful products over what the chips could do: visible query-key pairs, real positions and targets only, forward
-once and backward twice (`benchmarks.step.useful_flops`). What remat computes again and what padding costs is in
+once and backward twice (`flops.useful_flops`). What remat computes again and what padding costs is in
 `flops_per_step` but not in the MFU. The bound supposes that products, HBM and interconnect overlap perfectly and each
 runs at its peak; elementwise work is not counted. So no run is faster, and real ones are slower.
 """
@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from glm_jax import program, sharding
 from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
-from glm_jax.benchmarks.step import useful_flops
 from glm_jax.corruption import corrupt
+from glm_jax.flops import useful_flops
 from glm_jax.model import GLMConfig, parameter_count
 from glm_jax.planning import chips, hlo, topologies
 from glm_jax.planning.topologies import PlanningError
