@@ -27,24 +27,27 @@ class Context:
     lengths: Any  # int32 [B]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "unrolled"))
 def prepare(params: Any, *, config: GLMConfig, unrolled: bool) -> Any:
     """Parameters as decoding reads them: matrices in the compute dtype, so that they are cast once and not per token.
 
-    `unrolled` is for XLA's CPU backend: it also parts the stacked layers, because that backend copies a layer that it
-    takes from a stack, which costs more than multiplying with it, and adds the vocabulary the other way round, with
-    which the head of several rows is twice as fast.
+    What has that dtype already is not copied. `unrolled` is for XLA's CPU backend: it also parts the stacked layers,
+    because that backend copies a layer that it takes from a stack, which costs more than multiplying with it, and adds
+    the vocabulary the other way round, with which the head of several rows is twice as fast.
     """
+    dtype = jnp.dtype(config.dtype)
 
     def cast(path, leaf):
         norm = any("layernorm" in str(key) for key in path)  # its arithmetic is float32
-        return leaf if norm else leaf.astype(config.dtype)
+        return leaf if norm or leaf.dtype == dtype else leaf.astype(dtype)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
-    if unrolled:
-        layers = [jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(config.num_layers)]
-        params = {**params, "layers": tuple(layers), "head": params["word_embeddings"]["embedding"].T}
-    return params
+    return params | _apart(params, config.num_layers) if unrolled else params
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _apart(params, num_layers):
+    layers = [jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(num_layers)]
+    return {"layers": tuple(layers), "head": params["word_embeddings"]["embedding"].T}
 
 
 def decode_unrolled() -> bool:
