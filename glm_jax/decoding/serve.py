@@ -61,14 +61,15 @@ def answer_file(
     seed = options.pop("seed", 0)
     began, size = time.perf_counter(), batch_size * _ANSWERS_AT_ONCE
     with target.open("a", encoding="utf-8") as file:
-        for at in range(done, len(records), size):
+        # From the start of the portion that was cut off: the same prompts share a batch, so that every digit is the same.
+        for at in range(done // size * size, len(records), size):
             rows = records[at : at + size]
             # A prompt draws by its number in the file, so that a resumed run writes what one run would have written.
             seeds = [seed * _SEED_STRIDE + at + i for i in range(len(rows))]
             found = complete(
                 model, params, tokenizer, [row["prompt"] for row in rows], batch_size=batch_size, seed=seeds, **options
             )
-            for row, filled in zip(rows, found, strict=True):
+            for row, filled in list(zip(rows, found, strict=True))[max(done - at, 0) :]:
                 file.write(json.dumps(row | as_dict(filled), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
