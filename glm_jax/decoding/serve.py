@@ -61,8 +61,8 @@ def answer_file(
     seed = options.pop("seed", 0)
     began, size = time.perf_counter(), batch_size * _ANSWERS_AT_ONCE
     with target.open("a", encoding="utf-8") as file:
-        # From the start of the portion that was cut off: the same prompts share a batch, so that every digit is the same.
-        for at in range(done // size * size, len(records), size):
+        # From where the portion that was cut began: the same prompts share a batch, so every digit is the same.
+        for at in range(done // size * size if done < len(records) else done, len(records), size):
             rows = records[at : at + size]
             # A prompt draws by its number in the file, so that a resumed run writes what one run would have written.
             seeds = [seed * _SEED_STRIDE + at + i for i in range(len(rows))]
