@@ -1,0 +1,21 @@
+"""Topics of AG's news, by filling a blank.
+
+    python -m glm_jax.finetune --config=configs/finetune/ag_news.py --workdir=runs/ag_news
+
+Wants data/ag_news/{train,validation,test}.jsonl, lines {"label": 0 to 3, "title": ..., "description": ...}, and the
+checkpoint runs/quickstart. The pattern is the original's number 4; rate and epochs are for a small model.
+"""
+
+from glm_jax import config as defaults
+
+
+def get_config():
+    """Six epochs."""
+    config = defaults.finetune()
+    config.tasks = ("configs/tasks/ag_news.py",)
+    config.test_split = "test"
+    config.duration = "6 epochs"
+    config.batch_size = 32
+    config.schedule.peak = 1e-3
+    config.patience = 3
+    return config
