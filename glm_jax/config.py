@@ -103,6 +103,7 @@ def finetune() -> ConfigDict:
         config.patience = placeholder(int)  # evaluations without a better score that end the run; None: never
         config.loss = "cross_entropy"  # of candidates: hinge, generative, mix, adapet
         config.label_smoothing = placeholder(float)  # of written answers; None: the task's
+        config.length_penalty = placeholder(float)  # of candidates' scores; None: the task's
         config.head = "cloze"  # or "classifier", a head on the first token
         config.classes = placeholder(int)  # of the classifier; computed
         config.eval_batch_size = 16  # changes no result

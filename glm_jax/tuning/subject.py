@@ -162,7 +162,10 @@ def tasks_of(config: ConfigDict) -> list[AnyTask]:
     tasks = []
     for task in config.tasks:
         given = isinstance(task, Mapping | ConfigDict)
-        tasks.append(from_settings(dict(task)) if given else find(task, config.data.data_dir))
+        found = from_settings(dict(task)) if given else find(task, config.data.data_dir)
+        if config.length_penalty is not None:
+            found = dataclasses.replace(found, length_penalty=config.length_penalty)
+        tasks.append(found)
     return tasks
 
 
