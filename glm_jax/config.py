@@ -82,6 +82,13 @@ def pretrain() -> ConfigDict:
     return config.lock()
 
 
+# Fields of the model that fine-tuning may change.
+TUNABLE = {
+    "hidden_dropout": float, "attention_dropout": float, "dtype": str, "remat": str, "scan_layers": bool,
+    "attention_backend": str,
+}  # fmt: skip
+
+
 def finetune() -> ConfigDict:
     """All keys of a fine-tuning run, locked. What it shares with pretraining has the same names.
 
@@ -107,8 +114,9 @@ def finetune() -> ConfigDict:
         config.head = "cloze"  # or "classifier", a head on the first token
         config.classes = placeholder(int)  # of the classifier; computed
         config.eval_batch_size = 16  # changes no result
-    for field in config.model:
-        config.model[field] = None  # the checkpoint's
+    with config.model.ignore_type():
+        for field in config.model:  # the checkpoint's; only what TUNABLE names may be replaced
+            config.model[field] = placeholder(TUNABLE[field]) if field in TUNABLE else None
     config.duration = "20 epochs"
     config.batch_size = 16
     config.optimizer.b2, config.optimizer.eps = 0.999, 1e-8

@@ -128,7 +128,7 @@ def make_train_step(
     *,
     seed: int,
     accumulation: int = 1,
-) -> Callable[[TrainState, Rows], tuple[TrainState, dict[str, Leaf]]]:
+) -> Callable[[TrainState, Leaf], tuple[TrainState, dict[str, Leaf]]]:
     """Returns step(state, rows) -> (state, metrics); jit it with the state donated.
 
     `objective` gives a sum of losses and the `Sums` of the rows; `rows` is what it reads.
@@ -143,7 +143,7 @@ def make_train_step(
         (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, rows, dropout_key)
         return grads, sums
 
-    def step(state: TrainState, rows: Rows):
+    def step(state: TrainState, rows: Leaf):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step) if any(rates) else None
         if accumulation == 1:
             grads, sums = gradients(state.params, rows, key)
@@ -170,10 +170,10 @@ def make_train_step(
     return step
 
 
-def make_eval_step(objective: Objective) -> Callable[[Leaf, Rows], Sums]:
+def make_eval_step(objective: Objective) -> Callable[[Leaf, Leaf], Sums]:
     """Returns step(params, rows) -> `Sums`, without dropout."""
 
-    def step(params, rows: Rows):
+    def step(params, rows: Leaf):
         return objective(params, rows, score=True)[1]
 
     return step

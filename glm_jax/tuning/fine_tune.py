@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from glm_jax import tokenizers
 from glm_jax.checkpoint import write_json_atomic
+from glm_jax.config import TUNABLE
 from glm_jax.interop import load
 from glm_jax.run_folder import RunFolder
 from glm_jax.tasks import evaluation
@@ -66,12 +67,11 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
         if loaded.tokenizer is None:
             raise ValueError(f"init_from {config.init_from} has no tokenizer: name the folder of one in tokenizer")
         model = dataclasses.asdict(loaded.model.config)
-        own = ("hidden_dropout", "attention_dropout", "dtype", "remat", "scan_layers", "attention_backend")
-        model |= {key: config.model[key] for key in own if config.model[key] is not None}
         params = dict(loaded.params)
         if config.head == "classifier" and loaded.classifier is not None:
             logger.warning("the classification head of %s is not used: the new one starts fresh", config.init_from)
         subject = FromCheckpoint(loaded.tokenizer, params)
+    model |= {key: config.model[key] for key in TUNABLE if config.model[key] is not None}
     with config.unlocked():
         for key in config.model:
             with config.model.ignore_type():
@@ -84,6 +84,10 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
 def _checked_tasks(config):
     """The tasks, their splits opened: what is missing is told before a checkpoint is read."""
     check_keys(config)
+    if fixed := [key for key in config.model if key not in TUNABLE and config.model[key] is not None]:
+        raise ValueError(
+            f"model.{fixed[0]} is the checkpoint's: leave it None; fine-tuning may change {', '.join(TUNABLE)}"
+        )
     tasks = tasks_of(config)
     if len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"two tasks are named alike: {', '.join(task.name for task in tasks)}")

@@ -1,12 +1,13 @@
 """Examples of a task as training rows: random access, of one shape, as `data.train_iterator` reads them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import numpy as np
 
+from glm_jax.batch import Batch
 from glm_jax.model import GLM, check_lengths
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example
@@ -78,14 +79,12 @@ class Examples:
         return hashlib.sha256(repr((content, self.sizes, first)).encode()).hexdigest()
 
 
-def to_batch(arrays: dict[str, np.ndarray]) -> TaskRows:
+def to_batch(arrays: Mapping[str, Any]) -> TaskRows:
     """What `data.train_iterator` gives, as a TaskRows."""
     arrays = dict(arrays)
     index = arrays.pop("index")
     names = ("answer_ids", "candidate", "candidate_mask", "labels")
     own = {name: arrays.pop(name) for name in names}
-    from glm_jax.batch import Batch
-
     return TaskRows(ClozeBatch(batch=Batch(**arrays), **own), index)
 
 
