@@ -72,8 +72,8 @@ def evaluate(
             raise TaskError(
                 f"length {options.length} is more than the model's {model.config.num_positions} positions: lower it"
             )
-        run = {"lm": _perplexity, "wikitext": _perplexity, "lambada": _lambada, "choices": _choices}[kind]
-        return run(model, params, tokenizer, name, path, options)
+        measure = {"lm": _perplexity, "wikitext": _perplexity, "lambada": _lambada, "choices": _choices}[kind]
+        return measure(model, params, tokenizer, name, path, options)
     task = find(name, data_dir)
     return run(model, params, tokenizer, task, options, None if name.endswith(".py") else name)
 
