@@ -13,6 +13,7 @@ import tiny_run
 
 from glm_jax import config as defaults
 from glm_jax.interop import load
+from glm_jax.patience import Patience
 from glm_jax.report import read_metrics
 from glm_jax.run_folder import load_run
 from glm_jax.tasks import evaluation
@@ -198,6 +199,18 @@ def test_a_classifier_on_the_first_token(place):
     assert not np.array_equal(head["output"]["bias"], np.zeros(2))
 
 
+def test_patience_counts_evaluations_without_a_better_score():
+    patience = Patience(2, ("score", "max"))
+    for value, over in ((1.0, False), (1.0, False), (2.0, False), (1.9, False), (float("nan"), True)):
+        patience.saw({"score": value})
+        assert patience.over is over
+    again = Patience(2, ("score", "max"))
+    again.set_state(json.loads(json.dumps(patience.get_state())))
+    assert again.over
+    assert Patience(None, ("loss", "min")).get_state() == {}
+
+
+@pytest.mark.slow
 def test_patience_ends_a_run(place):
     changes = {"patience": 1, "duration": "40 steps", "eval_every": "1 steps", "log_every": "100 steps"}
     config_ = config(place, **changes)
