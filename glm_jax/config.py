@@ -5,6 +5,7 @@ import difflib
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from glm_jax.corruption import CorruptionConfig
 from glm_jax.model import GLMConfig
@@ -79,6 +80,55 @@ def pretrain() -> ConfigDict:
     config.keep_last = 2
     config.keep_best = True  # also keep the checkpoint of the lowest validation loss, of those saved at an evaluation
     config.compilation_cache = ""  # folder of compiled programs; "": JAX_COMPILATION_CACHE_DIR, else none
+    return config.lock()
+
+
+# Fields of the model that fine-tuning may change.
+TUNABLE = {
+    "hidden_dropout": float, "attention_dropout": float, "dtype": str, "remat": str, "scan_layers": bool,
+    "attention_backend": str,
+}  # fmt: skip
+
+
+def finetune() -> ConfigDict:
+    """All keys of a fine-tuning run, locked. What it shares with pretraining has the same names.
+
+    Defaults are the original's (its arguments, and config_tasks/task_*.sh). Epochs count the training examples.
+    """
+    config = ConfigDict(pretrain())
+    with config.unlocked():
+        del config.corruption
+        config.data = ConfigDict({"data_dir": "data", "workers": None, "sequence_length": None})
+        config.init_from = "runs/quickstart"  # a run, a folder of the hub, or the original's checkpoint
+        config.tokenizer = placeholder(str)  # folder of a tokenizer, for checkpoints without one
+        config.tasks = ()  # names as `evaluate` takes them, or dicts for glm_jax.tasks.task.from_settings
+        config.weights = placeholder(tuple)  # shares of several tasks in the training rows; None: equal ones
+        config.train_split, config.validation_split = "train", "validation"
+        config.test_split = placeholder(str)  # scored at the end with the best checkpoint; None: the validation split
+        config.few_shot = placeholder(int)  # this many training examples
+        config.few_shot_seed = 0  # chooses them
+        config.seeds = placeholder(tuple)  # several runs, whose results are averaged; None: one run with config.seed
+        config.patience = placeholder(int)  # evaluations without a better score that end the run; None: never
+        config.loss = "cross_entropy"  # of candidates: hinge, generative, mix, adapet
+        config.label_smoothing = placeholder(float)  # of written answers; None: the task's
+        config.length_penalty = placeholder(float)  # of candidates' scores; None: the task's
+        config.head = "cloze"  # or "classifier", a head on the first token
+        config.classes = placeholder(int)  # of the classifier; computed
+        config.eval_batch_size = 16  # changes no result
+    with config.model.ignore_type():
+        for field in config.model:  # the checkpoint's; only what TUNABLE names may be replaced
+            config.model[field] = placeholder(TUNABLE[field]) if field in TUNABLE else None
+    config.duration = "20 epochs"
+    config.batch_size = 16
+    config.optimizer.b2, config.optimizer.eps = 0.999, 1e-8
+    config.schedule.name, config.schedule.peak = "linear", 1e-5
+    config.schedule.warmup = "10 %"
+    config.log_every = "50 steps"
+    config.eval_every = config.checkpoint_every = "1 epochs"
+    with config.ignore_type():
+        config.eval_examples = placeholder(int)
+    config.show_every = "0 steps"
+    config.keep_last = 1
     return config.lock()
 
 

@@ -13,9 +13,10 @@ def main() -> None:
         "--tasks",
         required=True,
         help="comma-separated: a SuperGLUE task (boolq, boolq:4 for pattern 4), a Python file that defines `task`, "
+        "gigaword, cnn_dm, cnn_dm_original, xsum, squad_generation, pairs:FOLDER, blank:RATIO, "
         "lm:FILE, wikitext:FILE, lambada:FILE, choices:FILE",
     )
-    parser.add_argument("--data", default="data", help="folder of SuperGLUE's folders")
+    parser.add_argument("--data", default="data", help="folder of SuperGLUE's folders, and of other tasks' files")
     parser.add_argument("--split", default="validation", help="train, validation or test")
     parser.add_argument("--out", help="folder for results.json and predictions-TASK.jsonl")
     parser.add_argument("--limit", type=int, help="this many examples of each task")

@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Int
+
+from glm_jax.model import GLMConfig, initial_parameters
 
 POOLS = ("cls", "start", "pad")
 
@@ -31,6 +34,19 @@ def classify(
     column = {"cls": jnp.zeros_like(prefix_lengths), "start": prefix_lengths, "pad": prefix_lengths - 1}[pool]
     pooled = jnp.take_along_axis(hidden.astype(jnp.float32), column[:, None, None], axis=1)[:, 0]
     return _linear(params["output"], jnp.tanh(_linear(params["pool"], pooled)))
+
+
+def with_classifier(classes: int, config: GLMConfig, key: Any) -> dict[str, Any]:
+    """Fresh parameters of the model and, under "classifier", of a head for `classes`; boxed with their axes."""
+    params, width, key = initial_parameters(config, key), config.hidden_size, jax.random.fold_in(key, 1)
+
+    def linear(key, size):
+        kernel = config.init_std * jax.random.normal(key, (width, size))
+        axes = nn.LogicallyPartitioned
+        return {"kernel": axes(kernel, ("embed", None)), "bias": axes(jnp.zeros(size), (None,))}
+
+    first, second = jax.random.split(key)
+    return {**params, "classifier": {"pool": linear(first, width), "output": linear(second, classes)}}
 
 
 def _linear(params, x):

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
         hosts.start(_HOSTS.value, _HOST_TIMEOUT.value)
         from glm_jax.trainer import train
 
-        train(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
+        train(_CONFIG.value, _WORKDIR.value, profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

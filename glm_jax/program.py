@@ -15,9 +15,19 @@ from glm_jax import config as config_lib
 from glm_jax import durations, optimizer, sharding
 from glm_jax.batch import Batch
 from glm_jax.corruption import CorruptionConfig
-from glm_jax.model import GLM, check_lengths, parameter_count
+from glm_jax.model import GLM, GLMConfig, check_lengths, initial_parameters, parameter_count
 from glm_jax.tokenizers.special import SpecialTokens
-from glm_jax.train_step import Rows, Sums, TrainState, init_state, make_corrupt, make_eval_step, make_train_step
+from glm_jax.train_step import (
+    Objective,
+    Rows,
+    Sums,
+    TrainState,
+    blank_infilling,
+    init_state,
+    make_corrupt,
+    make_eval_step,
+    make_train_step,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +48,16 @@ class Program:
     """The compiled-on-first-use functions of a run and what they need. Call them inside `activate()`."""
 
     model: GLM
-    corruption: CorruptionConfig
+    corruption: CorruptionConfig | None  # None where rows are not corrupted: fine-tuning
     optimizer: optax.GradientTransformation
     mesh: Mesh
     rules: sharding.Rules
     shardings: TrainState  # of NamedShardings
     abstract_state: TrainState  # of jax.ShapeDtypeStructs with shardings
     init: Callable[[jax.Array], TrainState]
-    train_step: Callable[[TrainState, Rows], tuple[TrainState, dict[str, Any]]]
-    eval_step: Callable[[Any, Rows], Sums]
-    corrupt_held_out: Callable[[Rows], Batch]  # validation's own randomness: the same in every evaluation
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # rows: of the run's objective
+    eval_step: Callable[[Any, Any], Sums] | None
+    corrupt_held_out: Callable[[Rows], Batch] | None  # validation's own randomness: the same in every evaluation
 
     def activate(self):
         """Context in which mesh and sharding rules hold."""
@@ -71,16 +81,18 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
 
     Raises ValueError for what is wrong with a config before data is touched.
     """
-    if config.batch_size < 1 or config.accumulation < 1 or config.batch_size % config.accumulation:
-        raise ValueError(
-            f"batch_size {config.batch_size} must be a positive multiple of accumulation {config.accumulation}: "
-            "every micro batch has the same number of examples"
-        )
+    _check_batch(config)
     corruption = corruption_config(config)
     _check_masks(config.data.tokenizer, corruption)
     length = config.data.sequence_length
     corruption.capacity(length)
     check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
+    return check_mesh(config, devices)
+
+
+def check_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mesh, sharding.Rules]:
+    """The part of `check` that does not depend on what is learned."""
+    _check_batch(config)
     shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
     model = config_lib.model_config(config.model, 1)
     state_bytes = 12.0 * parameter_count(model)  # float32 parameters and two moments; the vocabulary comes later
@@ -89,6 +101,14 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
     # A micro batch stays spread over all devices.
     sharding.local_batch_size(config.batch_size // config.accumulation, mesh, rules)
     return mesh, rules
+
+
+def _check_batch(config):
+    if config.batch_size < 1 or config.accumulation < 1 or config.batch_size % config.accumulation:
+        raise ValueError(
+            f"batch_size {config.batch_size} must be a positive multiple of accumulation {config.accumulation}: "
+            "every micro batch has the same number of examples"
+        )
 
 
 def _check_masks(tokenizer: ConfigDict, corruption: CorruptionConfig) -> None:
@@ -115,7 +135,7 @@ def schedule_of(config: ConfigDict, rows: int | None = None) -> Schedule:
     steps = functools.partial(
         durations.to_steps,
         batch_size=config.batch_size,
-        tokens_per_example=config.data.sequence_length,
+        tokens_per_example=config.data.get("sequence_length"),
         examples_per_epoch=rows,
     )
     total = steps(config.duration, name="duration")
@@ -149,11 +169,38 @@ def build(
     special: SpecialTokens,
     sentence_ends: Any,
 ) -> Program:
-    """The run's functions, sharded over `mesh`; nothing is compiled yet.
+    """The functions of a pretraining run, sharded over `mesh`; nothing is compiled yet.
 
     `sentence_ends` is bool [V]. Raises ValueError for sizes that model, optimizer or mesh refuse.
     """
     model = GLM(config_lib.model_config(config.model, vocab_size))
+    corruption = corruption_config(config)
+    corrupt_rows, corrupt_held_out = (
+        make_corrupt(seed, corruption, special, sentence_ends) for seed in (config.seed, config.seed + 1)
+    )
+    built = build_for(model, blank_infilling(model, corrupt_rows), config, schedule, mesh, rules)
+    evaluate = make_eval_step(blank_infilling(model, corrupt_held_out))
+    return dataclasses.replace(
+        built,
+        corruption=corruption,
+        eval_step=jax.jit(evaluate, out_shardings=sharding.replicated(mesh)),
+        corrupt_held_out=jax.jit(corrupt_held_out),
+    )
+
+
+def build_for(
+    model: GLM,
+    objective: Objective,
+    config: ConfigDict,
+    schedule: Schedule,
+    mesh: Mesh,
+    rules: sharding.Rules,
+    parameters: Callable[[GLMConfig, Any], Any] = initial_parameters,
+) -> Program:
+    """The functions of a run that minimises `objective`: those that evaluate are None.
+
+    `parameters` makes fresh ones, boxed with their logical axes.
+    """
     rate = optimizer.schedule(
         config.schedule.name,
         config.schedule.peak,
@@ -163,26 +210,22 @@ def build(
     )
     with _active(mesh, rules):
         key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: a planned mesh cannot hold it
-        names = jax.eval_shape(lambda key: init_state(model, optax.identity(), key).params, key)
+        names = jax.eval_shape(lambda key: parameters(model.config, key), key)
         tx = optimizer.make_optimizer(names, rate, **config.optimizer.to_dict())
-        boxed = jax.eval_shape(functools.partial(init_state, model, tx), key)
+        boxed = jax.eval_shape(functools.partial(init_state, model, tx, parameters=parameters), key)
     shardings = sharding.state_shardings(boxed, mesh, rules)
-    corruption = corruption_config(config)
-    corrupt_rows, corrupt_held_out = (
-        make_corrupt(seed, corruption, special, sentence_ends) for seed in (config.seed, config.seed + 1)
-    )
-    step = make_train_step(model, tx, corrupt_rows, seed=config.seed, accumulation=config.accumulation)
+    step = make_train_step(model, tx, objective, seed=config.seed, accumulation=config.accumulation)
     replicated = sharding.replicated(mesh)
     return Program(
         model=model,
-        corruption=corruption,
+        corruption=None,
         optimizer=tx,
         mesh=mesh,
         rules=rules,
         shardings=shardings,
         abstract_state=sharding.with_shardings(boxed, shardings),
-        init=jax.jit(lambda key: sharding.unbox(init_state(model, tx, key)), out_shardings=shardings),
+        init=jax.jit(lambda key: sharding.unbox(init_state(model, tx, key, parameters)), out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
-        eval_step=jax.jit(make_eval_step(model, corrupt_held_out), out_shardings=replicated),
-        corrupt_held_out=jax.jit(corrupt_held_out),
+        eval_step=None,
+        corrupt_held_out=None,
     )

@@ -10,11 +10,13 @@ result.json      the last validation, with its baselines
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
 import pathlib
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +25,8 @@ from ml_collections import ConfigDict
 from glm_jax import sharding, tokenizers
 from glm_jax.checkpoint import Checkpointer, Restored, compare_config, write_json_atomic
 from glm_jax.config import model_config
-from glm_jax.model import GLM, initial_parameters
+from glm_jax.heads import with_classifier
+from glm_jax.model import GLM, GLMConfig, initial_parameters
 from glm_jax.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ FREE_KEYS = (
 )  # fmt: skip
 
 BEST = ("validation_loss", "min")  # what the best checkpoint of a run is
+BEST_OF_TASKS = ("validation_score", "max")  # of a fine-tuning run
 
 
 class RunFolderError(ValueError):
@@ -118,6 +122,18 @@ def _at(config: dict, key: str) -> Any:
     return config
 
 
+def best_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """(metric, mode) of the best checkpoint of a run with this config.json."""
+    return BEST_OF_TASKS if "tasks" in config else BEST
+
+
+def parameters_of(config: Mapping[str, Any]) -> Callable[[GLMConfig, Any], Any]:
+    """What makes fresh parameters of a run with this config.json: the model's, and a classifier's where it has one."""
+    if not config.get("classes"):
+        return initial_parameters
+    return functools.partial(with_classifier, config["classes"])
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
     """A trained model, ready to be applied: `model.apply({"params": params}, …)`."""
@@ -143,9 +159,9 @@ def load_run(path: str | os.PathLike, step: int | str = "latest", dtype: str | N
     tokenizer = tokenizers.load(folder.tokenizer)
     section = config["model"] if dtype is None else {**config["model"], "dtype": dtype}
     model = GLM(model_config(section, tokenizer.vocab_size))
-    boxed = jax.eval_shape(lambda key: initial_parameters(model.config, key), jax.random.key(0))
+    boxed = jax.eval_shape(lambda key: parameters_of(config)(model.config, key), jax.random.key(0))
     mesh = sharding.make_mesh("auto", embed_size=model.config.head_width)
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh))
-    with Checkpointer(folder.checkpoints, keep_best=BEST, read_only=True) as checkpointer:
+    with Checkpointer(folder.checkpoints, keep_best=best_of(config), read_only=True) as checkpointer:
         restored = checkpointer.restore_params(abstract, step)
     return LoadedRun(model, restored.state, tokenizer, config, restored)

@@ -16,10 +16,11 @@ from glm_jax import optimizer
 from glm_jax.batch import Batch
 from glm_jax.corruption import OBJECTIVES, CorruptionConfig, corrupt
 from glm_jax.loss import accuracy, token_losses
-from glm_jax.model import GLM, initial_parameters
+from glm_jax.model import GLM, GLMConfig, initial_parameters
 from glm_jax.tokenizers.special import SpecialTokens
 
 Leaf = Any
+Objective = Callable[..., tuple[Leaf, "Sums"]]  # (params, rows, dropout_key=None, score=False) -> (sum, Sums)
 
 
 @flax.struct.dataclass
@@ -53,9 +54,14 @@ class Sums:
     raw_tokens: Leaf  # []
 
 
-def init_state(model: GLM, tx: optax.GradientTransformation, key: Leaf) -> TrainState:
+def init_state(
+    model: GLM,
+    tx: optax.GradientTransformation,
+    key: Leaf,
+    parameters: Callable[[GLMConfig, Leaf], Leaf] = initial_parameters,
+) -> TrainState:
     """A fresh state whose parameters carry logical axes; trace it (`jax.eval_shape`, `jax.jit`) to shard it."""
-    params = initial_parameters(model.config, key)
+    params = parameters(model.config, key)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
@@ -106,16 +112,26 @@ def apply_loss(
     return losses.sum(), jax.lax.stop_gradient(sums)
 
 
+def blank_infilling(model: GLM, corrupt_rows: Callable[[Rows], Batch]) -> Objective:
+    """What pretraining minimises: `apply_loss` on the corrupted rows."""
+
+    def objective(params, rows: Rows, dropout_key=None, score=False):
+        return apply_loss(model, params, rows, corrupt_rows(rows), dropout_key, score)
+
+    return objective
+
+
 def make_train_step(
     model: GLM,
     tx: optax.GradientTransformation,
-    corrupt_rows: Callable[[Rows], Batch],
+    objective: Objective,
     *,
     seed: int,
     accumulation: int = 1,
-) -> Callable[[TrainState, Rows], tuple[TrainState, dict[str, Leaf]]]:
+) -> Callable[[TrainState, Leaf], tuple[TrainState, dict[str, Leaf]]]:
     """Returns step(state, rows) -> (state, metrics); jit it with the state donated.
 
+    `objective` gives a sum of losses and the `Sums` of the rows; `rows` is what it reads.
     The loss is the mean over all targets of the global batch. (The original takes the mean per device and micro batch
     and then the mean of those, which weights short answers more.) With `accumulation` > 1 the rows are cut into that
     many micro batches, whose gradients a scan adds up; only dropout depends on the cut.
@@ -124,13 +140,10 @@ def make_train_step(
     rates = (model.config.hidden_dropout, model.config.attention_dropout)
 
     def gradients(params, rows, dropout_key):
-        def objective(params):
-            return apply_loss(model, params, rows, corrupt_rows(rows), dropout_key)
-
-        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, rows, dropout_key)
         return grads, sums
 
-    def step(state: TrainState, rows: Rows):
+    def step(state: TrainState, rows: Leaf):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step) if any(rates) else None
         if accumulation == 1:
             grads, sums = gradients(state.params, rows, key)
@@ -157,10 +170,10 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model: GLM, corrupt_rows: Callable[[Rows], Batch]) -> Callable[[Leaf, Rows], Sums]:
+def make_eval_step(objective: Objective) -> Callable[[Leaf, Leaf], Sums]:
     """Returns step(params, rows) -> `Sums`, without dropout."""
 
-    def step(params, rows: Rows):
-        return apply_loss(model, params, rows, corrupt_rows(rows), score=True)[1]
+    def step(params, rows: Leaf):
+        return objective(params, rows, score=True)[1]
 
     return step

@@ -27,6 +27,7 @@ SHORT = {
     "python -m glm_jax.generate": ["--max-new-tokens=4"],
     "python -m glm_jax.convert": [],
     "python -m glm_jax.evaluate": [],
+    "python -m glm_jax.finetune": ["--config.duration=1 steps", "--config.batch_size=2", "--config.eval_batch_size=4"],
     "python -m glm_jax.benchmark corruption": ["--batch=8", "--length=64"],
 }  # fmt: skip
 ELSEWHERE = {
@@ -69,7 +70,8 @@ def workplace(tmp_path_factory):
     (folder / "prompts.jsonl").write_text('{"prompt": "ba [MASK] de."}\n')
     (folder / "data" / "ag_news").mkdir(parents=True, exist_ok=True)
     rows = [json.dumps({"label": i % 4, "title": "ba de", "description": "fi go ba."}) for i in range(4)]
-    (folder / "data" / "ag_news" / "test.jsonl").write_text("\n".join(rows) + "\n")
+    for split in ("train", "validation", "test"):
+        (folder / "data" / "ag_news" / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
     return folder
 
 

@@ -16,7 +16,15 @@ from glm_jax.batch import Batch
 from glm_jax.corruption import CorruptionConfig
 from glm_jax.model import GLM, GLMConfig
 from glm_jax.sharding import unbox
-from glm_jax.train_step import Rows, TrainState, init_state, make_corrupt, make_eval_step, make_train_step
+from glm_jax.train_step import (
+    Rows,
+    TrainState,
+    blank_infilling,
+    init_state,
+    make_corrupt,
+    make_eval_step,
+    make_train_step,
+)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONFIG_A = GLMConfig(
@@ -51,7 +59,8 @@ def test_twelve_steps_equal_the_original(fidelity):
 
     # The golden batches are corrupted already: the rows carry their number, and "corruption" looks them up.
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(as_batch, range(12)))
-    step = make_train_step(GLM(CONFIG_A), tx, lambda rows: jax.tree.map(lambda x: x[rows.index[0]], stacked), seed=0)
+    objective = blank_infilling(GLM(CONFIG_A), lambda rows: jax.tree.map(lambda x: x[rows.index[0]], stacked))
+    step = make_train_step(GLM(CONFIG_A), tx, objective, seed=0)
     step = jax.jit(step)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
     for number in range(12):
@@ -93,8 +102,8 @@ def test_accumulation_changes_nothing(small):
     model, tx, corrupt_rows = small
     whole = unbox(init_state(model, tx, jax.random.key(1)))
     parts = jax.tree.map(jnp.copy, whole)
-    one = jax.jit(make_train_step(model, tx, corrupt_rows, seed=3))
-    many = jax.jit(make_train_step(model, tx, corrupt_rows, seed=3, accumulation=4))
+    one = jax.jit(make_train_step(model, tx, blank_infilling(model, corrupt_rows), seed=3))
+    many = jax.jit(make_train_step(model, tx, blank_infilling(model, corrupt_rows), seed=3, accumulation=4))
     for step in range(3):
         whole, expected = one(whole, _rows(8, step))
         parts, metrics = many(parts, _rows(8, step))
@@ -114,7 +123,7 @@ def test_a_micro_batch_is_corrupted_as_in_the_whole_batch(small):
 def test_padding_rows_count_nothing(small):
     model, tx, corrupt_rows = small
     params = unbox(init_state(model, tx, jax.random.key(1))).params
-    evaluate = jax.jit(make_eval_step(model, corrupt_rows))
+    evaluate = jax.jit(make_eval_step(blank_infilling(model, corrupt_rows)))
     rows = _rows(8, 0)
     some = evaluate(params, jax.tree.map(lambda x: x[:5], rows))
     padded = evaluate(params, rows.replace(lengths=np.where(np.arange(8) < 5, rows.lengths, 0)))
@@ -125,7 +134,7 @@ def test_dropout_differs_by_step_and_micro_batch(small):
     model, tx, corrupt_rows = small
     noisy = GLM(GLMConfig(**{**vars(model.config), "hidden_dropout": 0.3}))
     state = unbox(init_state(noisy, tx, jax.random.key(1)))
-    frozen = jax.jit(make_train_step(noisy, tx, corrupt_rows, seed=3))
+    frozen = jax.jit(make_train_step(noisy, tx, blank_infilling(noisy, corrupt_rows), seed=3))
     _, first = frozen(state, _rows(8, 0))
     _, again = frozen(state, _rows(8, 0))
     _, later = frozen(state.replace(step=jnp.int32(5)), _rows(8, 0))

@@ -31,7 +31,8 @@ def train_iterator(
 
     Each batch is {"tokens": int32 [b L], "lengths": int32 [b], "index": uint32 [b]} with b = batch_size /
     process_count; process p holds the rows [p b, (p + 1) b) of the global batch. `index` is the global example index,
-    step * batch_size + row, counted through all epochs (modulo 2**32). Every epoch is shuffled anew.
+    step * batch_size + row, counted through all epochs (modulo 2**32). Every epoch is shuffled anew. What else a row
+    has is batched under its name.
 
     Args:
       rows: what to read; a `Mixture` interleaves its parts by their weights, always in the same way.
@@ -175,7 +176,8 @@ def _validation_example(rows, number, count):
 
 
 def _example(row: dict[str, np.ndarray], index: int) -> HostBatch:
-    return {"tokens": row["tokens"], "lengths": row["length"], "index": np.uint32(index % 2**32)}
+    renamed = {"lengths" if name == "length" else name: array for name, array in row.items()}
+    return {**renamed, "index": np.uint32(index % 2**32)}
 
 
 def _stack(examples: list[HostBatch]) -> HostBatch:

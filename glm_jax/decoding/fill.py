@@ -75,7 +75,7 @@ def fill(
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     encoded = [encode_prompt(tokenizer, text, order) for text in texts]
-    chosen = Strategy(**strategy, forbidden=_forbidden(tokenizer, forbidden))
+    chosen = Strategy(**strategy, forbidden=unwritable(tokenizer, forbidden))
     return _run(
         model, params, tokenizer, encoded, chosen,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
@@ -103,7 +103,7 @@ def generate(
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     encoded = [encode_continuation(tokenizer, text, unidirectional=unidirectional) for text in texts]
-    chosen = Strategy(**strategy, forbidden=_forbidden(tokenizer, forbidden))
+    chosen = Strategy(**strategy, forbidden=unwritable(tokenizer, forbidden))
     return _run(
         model, params, tokenizer, encoded, chosen,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
@@ -134,7 +134,7 @@ def stream(
         encoded = encode_continuation(tokenizer, prompt, unidirectional=unidirectional)
     else:
         encoded = encode_prompt(tokenizer, prompt, order)
-    chosen = Strategy(**strategy, forbidden=_forbidden(tokenizer, forbidden))
+    chosen = Strategy(**strategy, forbidden=unwritable(tokenizer, forbidden))
     if chosen.num_beams > 1:
         raise DecodingError(f"num_beams={chosen.num_beams}: a beam search knows its words only at the end; use fill()")
     max_new_tokens = _room(model, [encoded], max_new_tokens)
@@ -199,7 +199,8 @@ def _keys(seed, count):
     return jnp.stack([jax.random.fold_in(jax.random.key(int(s)), 0) for s in seed])
 
 
-def _forbidden(tokenizer, more) -> tuple[int, ...]:
+def unwritable(tokenizer: Tokenizer, more: Sequence[int | str] = ()) -> tuple[int, ...]:
+    """Ids that mean nothing in a text, command tokens and padding rows; and `more`, ids or texts of one token."""
     special = tokenizer.special
     commands = {special.pad, special.cls, special.start, special.block_mask, *blank_ids(special)}
     commands -= {special.end, special.eos}

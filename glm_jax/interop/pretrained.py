@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from glm_jax.interop.placement import place
 from glm_jax.interop.source import Source, config_of
 from glm_jax.interop.tensors import DTYPES, FLOATS
 from glm_jax.model import GLM, GLMConfig, initial_parameters
-from glm_jax.run_folder import load_run
+from glm_jax.run_folder import best_of, load_run, parameters_of
 from glm_jax.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -237,10 +238,16 @@ def _warn_of_collision(source, config):
         logger.warning("%s: %s", source.path, note)
 
 
-def abstract_params(config: GLMConfig, mesh: Mesh | None, rules: sharding.Rules, param_dtype: str) -> Any:
+def abstract_params(
+    config: GLMConfig,
+    mesh: Mesh | None,
+    rules: sharding.Rules,
+    param_dtype: str,
+    parameters: Callable[[GLMConfig, Any], Any] = initial_parameters,
+) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with shardings."""
     mesh = sharding.make_mesh("auto", embed_size=config.head_width) if mesh is None else mesh
-    boxed = jax.eval_shape(lambda key: initial_parameters(config, key), jax.random.key(0))
+    boxed = jax.eval_shape(lambda key: parameters(config, key), jax.random.key(0))
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
     kind = DTYPES[param_dtype]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding), abstract)
@@ -273,10 +280,12 @@ def _load_run(folder, dtype, param_dtype, mesh, rules, tokenizer):
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"{folder / 'config.json'} does not describe a model: {error}") from error
     check_tokenizer(tokenizer, config, notes, exact=False)
-    abstract = abstract_params(config, mesh, rules, "float32")
+    abstract = abstract_params(config, mesh, rules, "float32", parameters_of(settings))
     try:
-        with Checkpointer(folder / "checkpoints", read_only=True) as checkpointer:
-            restored = checkpointer.restore_params(abstract)
+        with Checkpointer(folder / "checkpoints", keep_best=best_of(settings), read_only=True) as checkpointer:
+            # What fine-tuning is for is its best checkpoint.
+            tuned = "tasks" in settings and checkpointer.best_step() is not None
+            restored = checkpointer.restore_params(abstract, "best" if tuned else "latest")
     except CheckpointError:
         raise
     except Exception as error:  # Orbax raises many types for damaged folders
@@ -284,7 +293,8 @@ def _load_run(folder, dtype, param_dtype, mesh, rules, tokenizer):
     params = restored.state
     if param_dtype != "float32":
         params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
-    prompt, classifier, extra = None, None, {}
+    prompt, classifier, extra = None, params.get("classifier"), {}
+    params = {name: tree for name, tree in params.items() if name != "classifier"}
     if (folder / EXTRAS_FILE).is_file():
         extra, _ = safetensors_file.read(folder / EXTRAS_FILE)
         prompt, classifier = extras.read(extra, config.hidden_size)

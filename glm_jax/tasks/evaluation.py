@@ -13,7 +13,7 @@ from glm_jax.tasks import metrics, scoring
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, json_lines, read
 from glm_jax.tasks.prompts import Cloze, PromptEncoder
-from glm_jax.tasks.task import Prediction, Task, find
+from glm_jax.tasks.task import AnyTask, Prediction, Task, find, named_example
 from glm_jax.tasks.text_cleaning import detokenize_wikitext
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -72,9 +72,22 @@ def evaluate(
             raise TaskError(
                 f"length {options.length} is more than the model's {model.config.num_positions} positions: lower it"
             )
-        run = {"lm": _perplexity, "wikitext": _perplexity, "lambada": _lambada, "choices": _choices}[kind]
-        return run(model, params, tokenizer, name, path, options)
-    return classify(model, params, tokenizer, find(name, data_dir), options, None if name.endswith(".py") else name)
+        measure = {"lm": _perplexity, "wikitext": _perplexity, "lambada": _lambada, "choices": _choices}[kind]
+        return measure(model, params, tokenizer, name, path, options)
+    task = find(name, data_dir)
+    return run(model, params, tokenizer, task, options, None if name.endswith(".py") else name)
+
+
+def run(
+    model: GLM, params: Any, tokenizer: Tokenizer, task: AnyTask, options: Options, name: str | None = None
+) -> Result:
+    """One task, under `name` or its own: candidates are compared, or texts written and compared with references."""
+    if isinstance(task, Task):
+        return classify(model, params, tokenizer, task, options, name)
+    from glm_jax.tasks.generation import generate
+
+    numbers, rows = generate(model, params, tokenizer, task, options.split, options.limit, options.batch_size)
+    return Result(name or task.name, options.split, len(rows), numbers, rows)
 
 
 def classify(
@@ -84,13 +97,23 @@ def classify(
     examples = read(task.source, options.split, options.limit)
     length = min(task.max_length, model.config.num_positions)
     encoder = PromptEncoder(tokenizer, length, multi_token=options.multi_token)
-    encoded = [_named(example, encoder.encode, task.prompt, example.fields) for example in examples]
+    encoded = [named_example(example, encoder.encode, task.prompt, example.fields) for example in examples]
     scores = _scores(model, params, tokenizer, encoded, options, 2 * length, task.length_penalty)
+    return result_of(task, examples, [(s.values.tolist(), s.greedy.tolist()) for s in scores], options, name)
+
+
+def result_of(
+    task: Task,
+    examples: Sequence[Example],
+    scores: Sequence[tuple[Sequence[float], Sequence[bool]]],
+    options: Options,
+    name: str | None = None,
+) -> Result:
+    """The task's numbers from the scores of each example's candidates, and whether greedy decoding writes them."""
     predictions = []
-    for example, found in zip(examples, scores, strict=True):
-        label = _label(task, example)
-        values, greedy = tuple(found.values.tolist()), tuple(found.greedy.tolist())
-        predictions.append(Prediction(example, tuple(task.prompt.texts(example.fields)), values, label, greedy))
+    for example, (values, greedy) in zip(examples, scores, strict=True):
+        texts = tuple(task.prompt.texts(example.fields))
+        predictions.append(Prediction(example, texts, tuple(values), _label(task, example), tuple(greedy)))
     numbers = task.score(predictions)
     rows = [_row(p, options.split) for p in predictions]
     return Result(name or task.name, options.split, len(examples), numbers, rows)
@@ -99,18 +122,7 @@ def classify(
 def _label(task, example):
     if example.label is None and task.prompt.target is None:
         return None
-    return _named(example, task.prompt.label_index, example.label, example.fields)
-
-
-def _named(example, call, *arguments):
-    """What goes wrong with an example says which."""
-    try:
-        return call(*arguments)
-    except TaskError as error:
-        raise TaskError(f"example {example.id}: {error}") from error
-    except KeyError as error:
-        there = ", ".join(map(str, example.fields))
-        raise TaskError(f"example {example.id}: the prompt asks for {error}, but the fields are {there}") from error
+    return named_example(example, task.prompt.label_index, example.label, example.fields)
 
 
 def _scores(model, params, tokenizer, encoded: Sequence[Cloze], options, row_length, length_penalty=0.0):
@@ -144,7 +156,7 @@ def _choices(model, params, tokenizer, name, path, options):
     def encode(example):
         return lm.encode_choices(tokenizer, example.fields, options.length, unidirectional=options.unidirectional)
 
-    encoded = [_named(example, encode, example) for example in examples]
+    encoded = [named_example(example, encode, example) for example in examples]
     predictions = []
     scores = _scores(model, params, tokenizer, encoded, options, 2 * options.length)
     for example, found in zip(examples, scores, strict=True):
@@ -170,7 +182,7 @@ def _lambada(model, params, tokenizer, name, path, options):
         text = example.fields["text"]
         return lm.lambada_row(tokenizer, text, options.length, unidirectional=options.unidirectional)
 
-    rows = [_named(example, encode, example) for example in examples]
+    rows = [named_example(example, encode, example) for example in examples]
     losses = lm.row_losses(model, params, rows, pad=tokenizer.special.pad, batch_size=options.batch_size)
     right = sum(loss.greedy for loss in losses)
     predictions = [
@@ -223,8 +235,17 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
+def _write_text(path, text):
+    with open(path + ".partial", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".partial", path)
+
+
 def write(results: Sequence[Result], folder: str, checkpoint: str) -> None:
-    """results.json, and predictions-TASK.jsonl for every task, each in one move."""
+    """results.json, and predictions-TASK.jsonl for every task, each in one move.
+
+    Tasks that write texts also get hypotheses-TASK.txt and references-TASK.txt, a line an example.
+    """
     os.makedirs(folder, exist_ok=True)
     names: list[str] = []
     for result in results:
@@ -235,6 +256,10 @@ def write(results: Sequence[Result], folder: str, checkpoint: str) -> None:
             for row in result.predictions:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         os.replace(path + ".partial", path)
+        if result.predictions and "reference" in result.predictions[0]:
+            for key, kind in (("prediction", "hypotheses"), ("reference", "references")):
+                lines = [" ".join(row[key].split()) + "\n" for row in result.predictions]
+                _write_text(os.path.join(folder, f"{kind}-{names[-1]}.txt"), "".join(lines))
     summary = [
         {"task": r.task, "split": r.split, "examples": r.count, "checkpoint": checkpoint, **r.numbers} for r in results
     ]

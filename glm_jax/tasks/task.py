@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from glm_jax.tasks import metrics, patterns_more, patterns_superglue, superglue
+from glm_jax.tasks import metrics, patterns_more, patterns_superglue, seq2seq, superglue
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, Source, hub, jsonl, table, tfds
+from glm_jax.tasks.infilling import InfillingTask
 from glm_jax.tasks.prompts import MASK, P, Prompt, Q
+from glm_jax.tasks.seq2seq import Seq2SeqTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,20 @@ class Task:
     score: Callable[[Sequence[Prediction]], dict[str, float]] = metrics.accuracy
     max_length: int = 256
     length_penalty: float = 0.0
+
+
+AnyTask = Task | Seq2SeqTask | InfillingTask
+
+
+def named_example(example: Example, call: Callable, *arguments: Any) -> Any:
+    """`call(*arguments)`; a TaskError says which example it is about."""
+    try:
+        return call(*arguments)
+    except TaskError as error:
+        raise TaskError(f"example {example.id}: {error}") from error
+    except KeyError as error:
+        there = ", ".join(map(str, example.fields))
+        raise TaskError(f"example {example.id}: the prompt asks for {error}, but the fields are {there}") from error
 
 
 # The original's max_length of each SuperGLUE task (config_tasks/task_*.sh) and the pattern of the paper's Table 8.
@@ -130,6 +146,16 @@ def written_pattern(text: str) -> Callable[[Mapping[str, Any]], list]:
     return pattern
 
 
+def _infilling(ratio, folder):
+    try:
+        value = float(ratio)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise TaskError(f"write blank:RATIO with a share of the words between 0 and 1, not {ratio!r}")
+    return InfillingTask(f"blank_{ratio}", seq2seq.infilling_source(folder), value)
+
+
 _READERS = {".jsonl": jsonl, ".csv": table, ".tsv": table}
 
 
@@ -188,11 +214,13 @@ def _source(name, settings):
     return _READERS[suffix](path, **options)
 
 
-def find(name: str, data_dir: str = "data") -> Task:
+def find(name: str, data_dir: str = "data") -> AnyTask:
     """The task that a command names.
 
-    name: a SuperGLUE task on data_dir, with ":PATTERN" behind it for another pattern than 0 (boolq:4); or a Python file
-    that defines `task` (a Task, or a dict for `from_settings`).
+    name: a SuperGLUE task on data_dir, with ":PATTERN" behind it for another pattern than 0 (boolq:4);
+    gigaword, cnn_dm, cnn_dm_original, xsum or squad_generation on data_dir or its folder of that name; pairs:FOLDER for
+    {split}.source and .target there; blank:RATIO for infilling of data_dir; or a Python file that defines `task` (a
+    task, or a dict for `from_settings`).
     """
     if name.endswith(".py"):
         if not os.path.isfile(name):
@@ -204,6 +232,14 @@ def find(name: str, data_dir: str = "data") -> Task:
             raise TaskError(f"{name} defines no `task`")
         return from_settings(module.task) if isinstance(module.task, Mapping) else module.task
     base, _, pattern = name.partition(":")
+    if base in seq2seq.TASKS:
+        inside = os.path.join(data_dir, base)
+        return seq2seq.TASKS[base](inside if os.path.isdir(inside) else data_dir)
+    if base == "pairs":
+        folder = os.path.normpath(pattern or data_dir)
+        return seq2seq.pairs(os.path.basename(folder), folder)
+    if base == "blank":
+        return _infilling(pattern, data_dir)
     if pattern and not pattern.isdigit():
         raise TaskError(f"{name!r}: write TASK:PATTERN with the pattern's number")
     return superglue_task(base, data_dir, int(pattern or 0))

@@ -1,0 +1,26 @@
+"""python -m glm_jax.finetune --config=configs/finetune/ag_news.py --workdir=runs/ag_news"""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from glm_jax.cli import keep_freed_memory, log_to_stderr, one_line_errors
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/finetune/; --config.KEY=VALUE.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes it.")
+
+
+def main(arguments: list[str]) -> None:
+    """Fine-tunes a checkpoint on tasks, and scores the best one."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
+    log_to_stderr()
+    with one_line_errors():
+        from glm_jax.tuning import fine_tune
+
+        print(fine_tune.table(fine_tune.fine_tune(_CONFIG.value, _WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    keep_freed_memory()  # before the config file imports JAX
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,88 @@
+"""Tasks that are answered by writing: decode, score, and keep hypotheses beside references."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from glm_jax.decoding import Decoder, Strategy
+from glm_jax.decoding.fill import unwritable
+from glm_jax.decoding.prompts import Prompt
+from glm_jax.model import GLM, check_lengths
+from glm_jax.tasks import metrics
+from glm_jax.tasks.examples import read
+from glm_jax.tasks.infilling import InfillingTask
+from glm_jax.tasks.seq2seq import Seq2SeqTask, encode_infilling, fill_in
+from glm_jax.tasks.task import named_example
+from glm_jax.tokenizers.base import Tokenizer
+
+
+def generate(
+    model: GLM,
+    params: Any,
+    tokenizer: Tokenizer,
+    task: Seq2SeqTask | InfillingTask,
+    split: str,
+    limit: int | None = None,
+    batch_size: int = 16,
+) -> tuple[dict[str, float], list[dict]]:
+    """The task's numbers, and for each example {"id", "split", "prediction", "reference"}.
+
+    Sequence to sequence decodes by the task's beams, infilling greedily, one blank after another. Raises TaskError for
+    an example that cannot be encoded, ValueError for one that is longer than the model.
+    """
+    examples = read(task.source, split, limit)
+    prompts, written, references = [], [], []
+    for example in examples:
+        if isinstance(task, InfillingTask):
+            text, _ = named_example(example, task.blanked, example)
+            encoded = named_example(example, encode_infilling, tokenizer, text, None)
+            ids = encoded.tokens[: encoded.prefix_length]
+            blanks = tuple(i for i, token in enumerate(ids) if token == tokenizer.special.mask)
+            written.append(text)
+            references.append(example.fields["text"])
+        else:
+            encode = functools.partial(task.encode, training=False)
+            encoded = named_example(example, encode, tokenizer, example.fields)
+            ids = encoded.tokens[: encoded.prefix_length]
+            blanks = (encoded.position_ids[-1],)
+            references.append(example.fields["target"])
+        prompts.append(Prompt(tuple(ids), blanks))
+    check_lengths(model.config, max(len(prompt.part_a) for prompt in prompts) - 1, task.target_length)
+    keys = jax.random.split(jax.random.key(0), len(prompts))  # not used: nothing is sampled
+    answers = Decoder(model, params, tokenizer.special).answer(
+        prompts, _strategy(task, tokenizer), max_new_tokens=task.target_length, keys=keys, batch_size=batch_size
+    )
+    hypotheses = []
+    for number, (best, *_) in enumerate(answers):
+        texts = [tokenizer.decode(np.array(tokens, np.int32)).strip() for tokens in best.tokens]
+        hypotheses.append(_filled(written[number], texts) if isinstance(task, InfillingTask) else texts[0])
+    score = metrics.bleu if isinstance(task, InfillingTask) else task.score
+    rows = [
+        {"id": example.id, "split": split, "prediction": hypothesis, "reference": reference}
+        for example, hypothesis, reference in zip(examples, hypotheses, references, strict=True)
+    ]
+    return score([_lines(text) for text in hypotheses], [_lines(text) for text in references]), rows
+
+
+def _lines(text):
+    """Sentences that [SEP] splits, on lines of their own, as ROUGE-L reads them."""
+    return "\n".join(part.strip() for part in text.split("[SEP]"))
+
+
+def _strategy(task, tokenizer):
+    forbidden = unwritable(tokenizer)
+    if isinstance(task, InfillingTask):
+        return Strategy(no_repeat_ngram=task.no_repeat_ngram, forbidden=forbidden)
+    return Strategy(
+        num_beams=task.beams,
+        length_penalty=task.length_penalty if task.beams > 1 else 0.0,
+        min_new_tokens=task.min_length,
+        no_repeat_ngram=task.no_repeat_ngram,
+        forbidden=forbidden,
+    )
+
+
+def _filled(text, answers):
+    return " ".join(fill_in(text, [f" {answer}" for answer in answers]).split())

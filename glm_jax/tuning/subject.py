@@ -1,0 +1,200 @@
+"""What fine-tuning learns from: tasks. The counterpart of glm_jax/text.py; the trainer reads both in the same way."""
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from glm_jax import program
+from glm_jax.config import model_config
+from glm_jax.data.packing import Mixture
+from glm_jax.model import GLM
+from glm_jax.run_folder import BEST_OF_TASKS, parameters_of
+from glm_jax.tasks import evaluation
+from glm_jax.tasks.examples import Example, read
+from glm_jax.tasks.task import AnyTask, Task, find, from_settings
+from glm_jax.tokenizers.base import Tokenizer
+from glm_jax.tuning import classifier
+from glm_jax.tuning.objective import task_objective
+from glm_jax.tuning.rows import rows_of, to_batch
+
+LOSSES = ("cross_entropy", "hinge", "generative", "mix", "adapet")
+HEADS = ("cloze", "classifier")
+
+
+class Tasks:
+    """The subject of a fine-tuning run; the attributes of `text.Text`."""
+
+    best = BEST_OF_TASKS
+    rows = staticmethod(to_batch)
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, params: Any = None):
+        """Reads and encodes the training examples.
+
+        Raises TaskError for a task, split or example that cannot be used, ValueError for one longer than the model.
+        """
+        self._config, self.tokenizer, self._start = config, tokenizer, params
+        self.tasks = tasks_of(config)
+        self._model = GLM(model_config(config.model, tokenizer.vocab_size))
+        parts = [
+            rows_of(task, few(read(task.source, config.train_split), config), tokenizer, self._model, config.head)
+            for task in self.tasks
+        ]
+        sizes = tuple(map(max, zip(*(part.sizes for part in parts), strict=True)))
+        for part in parts:
+            part.set_sizes(sizes)
+        # Answers that stand beside each other must not see each other; one prediction for all needs no such rule.
+        self._shared_context = any(
+            isinstance(task, Task) and (task.prompt.verbalizer is None or part[0]["answer_ids"].max() > 1)
+            for task, part in zip(self.tasks, parts, strict=True)
+        )
+        self.train_rows = parts[0] if len(parts) == 1 else Mixture(parts, config.weights or [1.0] * len(parts))
+
+    def build(self, schedule: program.Schedule, mesh: Any, rules: Any) -> program.Program:
+        """The run's functions."""
+        config, kinds = self._config, [isinstance(task, Task) for task in self.tasks]
+        smoothing = config.label_smoothing
+        if smoothing is None:
+            smoothing = max((getattr(task, "label_smoothing", 0.0) for task in self.tasks), default=0.0)
+        objective = task_objective(
+            self._model, loss=config.loss, label_smoothing=smoothing, head=config.head, choices=any(kinds),
+            generation=not all(kinds), shared_context=self._shared_context,
+            length_penalty=max((task.length_penalty for task in self.tasks if isinstance(task, Task)), default=0.0),
+        )  # fmt: skip
+        parameters = parameters_of(config.to_dict())
+        return program.build_for(self._model, objective, config, schedule, mesh, rules, parameters)
+
+    def fingerprint(self) -> list:
+        """What must be the same on every host."""
+        return [self.tokenizer.fingerprint(), [task.name for task in self.tasks], len(self.train_rows)]
+
+    @staticmethod
+    def flops_per_token(run: program.Program, rows: Any) -> None:
+        """Not counted: rows of tasks have no raw tokens."""
+        return None
+
+    def initial_parameters(self, run: program.Program, fresh: Any) -> Any:
+        """The checkpoint's parameters in the place of the fresh ones; a head that it does not have stays fresh."""
+        if self._start is None:
+            raise ValueError("a run that starts anew needs the parameters of its checkpoint")
+        shapes = [{name: jax.tree.map(lambda a: a.shape, tree[name]) for name in tree} for tree in (self._start, fresh)]
+        for name, shape in shapes[0].items():
+            if shape != shapes[1].get(name):
+                raise ValueError(
+                    f"init_from {self._config.init_from}: {name} is {shape} there, but {shapes[1].get(name)} in this "
+                    "run; leave the sizes in config.model None"
+                )
+        placed = {name: run.shardings.params[name] for name in self._start}
+        return {**fresh, **jax.tree.map(jax.device_put, dict(self._start), placed)}
+
+    def evaluate(self, run: program.Program, params: Any, process: int = 0, processes: int = 1) -> dict[str, float]:
+        """`validation_score`, the tasks' first numbers averaged by their examples, and all numbers by task."""
+        config = self._config
+        options = evaluation.Options(
+            split=config.validation_split, limit=config.eval_examples, batch_size=config.eval_batch_size
+        )
+        results = [score(run.model, params, self.tokenizer, task, options, config.head) for task in self.tasks]
+        count = sum(result.count for result in results)
+        found = {BEST_OF_TASKS[0]: sum(next(iter(r.numbers.values())) * r.count for r in results) / count}
+        return found | {f"validation_{r.task}_{name}": value for r in results for name, value in r.numbers.items()}
+
+    @staticmethod
+    def baselines(run: program.Program) -> dict[str, float]:
+        """There are none."""
+        return {}
+
+    @staticmethod
+    def show(run: program.Program, params: Any) -> str:
+        """Predictions are written by the evaluation instead."""
+        return ""
+
+    @staticmethod
+    def describe(found: Mapping[str, float], ngrams: Mapping[str, float]) -> str:
+        """All numbers of the validation."""
+        return ", ".join(f"{name.removeprefix('validation_')} {value:.2f}" for name, value in found.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class FromCheckpoint:
+    """What `trainer.train` takes as its subject: Tasks on the tokenizer, and from the parameters, of a checkpoint.
+
+    Attributes:
+      tokenizer: the checkpoint's.
+      params: where the run starts; None for one that goes on from its own checkpoint.
+    """
+
+    tokenizer: Tokenizer
+    params: Any = None
+    best = BEST_OF_TASKS
+
+    @staticmethod
+    def check(config: ConfigDict) -> tuple[Any, Any]:
+        """See `check`."""
+        return check(config)
+
+    def check_init_from(self, path: str | None) -> None:
+        """The checkpoint is open already."""
+
+    def __call__(self, config: ConfigDict) -> Tasks:
+        """The tasks of the config."""
+        return Tasks(config, self.tokenizer, self.params)
+
+
+def check(config: ConfigDict) -> tuple[Any, Any]:
+    """The run's mesh and sharding rules. Raises ValueError for what is wrong with a config before data is touched."""
+    check_keys(config)
+    return program.check_mesh(config)
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Raises ValueError for keys of fine-tuning that contradict each other."""
+    for name, value, known in (("loss", config.loss, LOSSES), ("head", config.head, HEADS)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    if not config.tasks:
+        raise ValueError("tasks is empty: name what to learn, such as ('boolq:4',)")
+    if config.weights is not None and len(config.weights) != len(config.tasks):
+        raise ValueError(f"{len(config.weights)} weights for {len(config.tasks)} tasks: give one each, or None")
+    if config.head == "classifier" and len(config.tasks) > 1:
+        raise ValueError("a classifier has the classes of one task: give one task, or use the head 'cloze'")
+    if config.few_shot is not None and config.few_shot < 1:
+        raise ValueError(f"few_shot {config.few_shot}: give at least 1 example, or None for all")
+    if not config.eval_batch_size >= 1:
+        raise ValueError(f"eval_batch_size {config.eval_batch_size} must be at least 1")
+
+
+def tasks_of(config: ConfigDict) -> list[AnyTask]:
+    """The tasks of a config. Raises TaskError."""
+    tasks = []
+    for task in config.tasks:
+        given = isinstance(task, Mapping | ConfigDict)
+        found = from_settings(dict(task)) if given else find(task, config.data.data_dir)
+        if config.length_penalty is not None:
+            found = dataclasses.replace(found, length_penalty=config.length_penalty)
+        tasks.append(found)
+    return tasks
+
+
+def few(examples: list[Example], config: ConfigDict) -> list[Example]:
+    """`few_shot` examples that `few_shot_seed` chooses, in their order; all where it is None.
+
+    Raises ValueError where there are fewer.
+    """
+    if config.few_shot is None:
+        return examples
+    if config.few_shot > len(examples):
+        raise ValueError(f"few_shot {config.few_shot} of {len(examples)} examples: lower it, or set it to None")
+    chosen = random.Random(config.few_shot_seed).sample(range(len(examples)), config.few_shot)
+    return [examples[i] for i in sorted(chosen)]
+
+
+def score(
+    model: GLM, params: Any, tokenizer: Tokenizer, task: AnyTask, options: evaluation.Options, head: str = "cloze"
+) -> evaluation.Result:
+    """A task's result, by cloze or by the classifier in params["classifier"]."""
+    if head == "classifier":
+        return classifier.evaluate(model, params, tokenizer, task, options)
+    return evaluation.run(model, params, tokenizer, task, options)

@@ -1,0 +1,262 @@
+"""Whole fine-tuning runs of a tiny model: all kinds of tasks, resumed bit for bit, and what is refused."""
+
+import json
+import os
+import random
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from glm_jax import config as defaults
+from glm_jax.interop import load
+from glm_jax.patience import Patience
+from glm_jax.report import read_metrics
+from glm_jax.run_folder import load_run
+from glm_jax.tasks import evaluation
+from glm_jax.tasks.errors import TaskError
+from glm_jax.tasks.scoring import cloze_loss
+from glm_jax.trainer import Interrupted, train
+from glm_jax.tuning import fine_tune as room
+from glm_jax.tuning.fine_tune import fine_tune
+from glm_jax.tuning.objective import task_objective
+from glm_jax.tuning.rows import rows_of, to_batch
+from glm_jax.tuning.subject import tasks_of
+
+TOPICS = {
+    "name": "topics",
+    "pattern": "{text} It is [MASK].",
+    "verbalizer": {"0": " ba", "1": " de"},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A pretrained run of one step, and data: topics in JSON lines, pairs of texts, and texts to blank out."""
+    folder = tmp_path_factory.mktemp("tuning")
+    tiny_run.write_corpus(folder)
+    train(
+        tiny_run.config(folder, duration="1 steps", eval_every="0 steps", show_every="0 steps"),
+        str(folder / "pretrained"),
+    )
+    rng = random.Random(0)
+    for split, count in (("train", 24), ("validation", 10)):
+        texts = [" ".join(rng.choices(tiny_run.WORDS, k=rng.randint(3, 9))) for _ in range(count)]
+        rows = [{"text": text, "label": int("go" in text)} for text in texts]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{split}.source").write_text("".join(text + "\n" for text in texts))
+        (folder / f"{split}.target").write_text("".join(text.split()[0] + "\n" for text in texts))
+        (folder / f"{split}.txt").write_text("".join(text + "\n" for text in texts))
+    return folder
+
+
+def config(place, *tasks, **changes):
+    config = defaults.finetune()
+    config.init_from = str(place / "pretrained")
+    config.data.data_dir = str(place)
+    config.tasks = tasks or ({**TOPICS, "path": str(place / "{split}.jsonl")},)
+    config.duration = "2 epochs"
+    config.batch_size = 8
+    config.schedule.peak = 3e-3
+    config.log_every = "1 steps"
+    for key, value in changes.items():
+        with config.ignore_type():
+            config[key] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    return place / "whole", fine_tune(config(place), str(place / "whole"))
+
+
+def _losses(folder):
+    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
+
+
+def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
+    folder, summary = finished
+    assert set(_losses(folder)) == set(range(1, 7))
+    assert summary["topics"]["split"] == "validation"
+    assert summary["topics"]["examples"] == 10
+    value = summary["topics"]["accuracy"]["mean"]
+    found = [line["validation_score"] for line in read_metrics(folder / "metrics.jsonl") if "validation_score" in line]
+    assert value == pytest.approx(max(found))
+    assert json.loads((folder / "test.json").read_text()) == summary
+    assert len((folder / "test" / "predictions-topics.jsonl").read_text().splitlines()) == 10
+    assert "topics, validation, 10 examples: accuracy" in room.table(summary)
+    loaded = load(folder)
+    assert load_run(folder, "best").restored.step == loaded.metadata["iteration"]
+
+
+def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
+    folder = place / "interrupted"
+
+    def interrupt(self, step, values):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("glm_jax.report.Report.progress", interrupt)
+    with pytest.raises(Interrupted):
+        fine_tune(config(place), str(folder))
+    monkeypatch.undo()
+    # A run that has begun needs its own folder only.
+    moved = place / "elsewhere"
+    (place / "pretrained").rename(moved)
+    try:
+        assert fine_tune(config(place), str(folder)) == finished[1]
+    finally:
+        moved.rename(place / "pretrained")
+    assert _losses(folder) == _losses(finished[0])
+    ours, theirs = load_run(folder), load_run(finished[0])
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+def test_tasks_that_write_beside_tasks_that_choose(place):
+    tasks = ({**TOPICS, "path": str(place / "{split}.jsonl")}, "blank:0.4")
+    summary = fine_tune(
+        config(place, *tasks, weights=(2.0, 1.0), duration="2 steps", seeds=(2,), eval_every="2 steps"),
+        str(place / "mixed"),
+    )
+    assert set(summary) == {"topics", "blank_0.4"}
+    test = place / "mixed" / "seed-2" / "test"
+    assert len((test / "hypotheses-blank_0.4.txt").read_text().splitlines()) == 10
+    references = (test / "references-blank_0.4.txt").read_text()
+    assert references == (place / "validation.txt").read_text()
+
+
+def test_seeds_are_averaged(tmp_path):
+    runs = [[evaluation.Result("t", "test", 7, {"accuracy": value}, [])] for value in (1.0, 3.0, 8.0)]
+    summary = room._summary(tmp_path, runs)
+    numbers = {"mean": 4.0, "deviation": pytest.approx(13**0.5), "values": [1.0, 3.0, 8.0]}
+    assert summary == {"t": {"split": "test", "examples": 7, "accuracy": numbers}}
+    assert room.table(summary) == "t, test, 7 examples: accuracy 4.00 ± 3.61 (3 seeds)"
+
+
+def test_generation_does_not_depend_on_the_batch(place):
+    loaded = load(place / "pretrained")
+    model = (loaded.model, loaded.params, loaded.tokenizer)
+    task = evaluation.find(f"pairs:{place}", str(place))
+    task = type(task)(task.name, task.source, task.layout, 32, 4, beams=2)
+    found = [evaluation.run(*model, task, evaluation.Options(batch_size=size, limit=5)).predictions for size in (1, 4)]
+    assert found[0] == found[1]
+    assert {*found[0][0]} == {"id", "split", "prediction", "reference"}
+
+
+def _batch(task, loaded):
+    examples = evaluation.read(task.source, "train", 6)
+    rows = rows_of(task, examples, loaded.tokenizer, loaded.model)
+    arrays = {name: np.stack([rows[i][name] for i in range(6)]) for name in rows[0]}
+    return to_batch({name: jnp.asarray(array) for name, array in arrays.items()} | {"index": jnp.arange(6)})
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_the_loss_of_candidates_is_that_of_their_scores(place, multi):
+    """Against the scores that evaluation gives, on single tokens and on answers beside each other."""
+    words = {"0": " ba de fi", "1": " go"} if multi else TOPICS["verbalizer"]
+    (task,) = tasks_of(config(place, {**TOPICS, "verbalizer": words, "path": str(place / "{split}.jsonl")}))
+    loaded = load(place / "pretrained")
+    batch = _batch(task, loaded)
+    objective = task_objective(loaded.model, shared_context=multi)
+    total, sums = objective(loaded.params, batch)
+    options = evaluation.Options(split="train", limit=6)
+    predictions = evaluation.run(loaded.model, loaded.params, loaded.tokenizer, task, options).predictions
+    scores = np.array([list(p["scores"].values()) for p in predictions], np.float32)
+    expected = cloze_loss(jnp.asarray(scores), batch.cloze.labels, jnp.ones(scores.shape))
+    np.testing.assert_allclose(total / 6, expected, rtol=1e-5)
+    assert sums.weight.sum() == 6
+
+
+def test_written_answers_are_smoothed_and_averaged_by_token(place):
+    loaded = load(place / "pretrained")
+    task = evaluation.find(f"pairs:{place}", str(place))
+    task = type(task)(task.name, task.source, task.layout, 32, 4)
+    batch = _batch(task, loaded)
+    objective = task_objective(loaded.model, label_smoothing=0.2, choices=False, generation=True, shared_context=False)
+    total, sums = objective(loaded.params, batch)
+    rows = batch.cloze.batch
+    logits = loaded.model.apply(
+        {"params": loaded.params}, rows.tokens, rows.position_ids, rows.block_position_ids, rows.prefix_lengths,
+        rows.target_index,
+    )  # fmt: skip
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    right = np.take_along_axis(log_probs, np.asarray(rows.target_ids)[..., None], 2)[..., 0]
+    expected = -((0.8 * right + 0.2 * log_probs.mean(2)) * rows.target_weights).sum()
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert sums.weight.sum() == rows.target_weights.sum() > 6
+
+
+def test_a_classifier_on_the_first_token(place):
+    changes = {"head": "classifier", "duration": "2 steps", "eval_every": "2 steps"}
+    folder = place / "classifier"
+    summary = fine_tune(config(place, **changes), str(folder))
+    assert summary["topics"]["examples"] == 10
+    head = load(folder).classifier
+    assert head["output"]["kernel"].shape == (32, 2)
+    assert not np.array_equal(head["output"]["bias"], np.zeros(2))
+
+
+def test_patience_counts_evaluations_without_a_better_score():
+    patience = Patience(2, ("score", "max"))
+    for value, over in ((1.0, False), (1.0, False), (2.0, False), (1.9, False), (float("nan"), True)):
+        patience.saw({"score": value})
+        assert patience.over is over
+    again = Patience(2, ("score", "max"))
+    again.set_state(json.loads(json.dumps(patience.get_state())))
+    assert again.over
+    assert Patience(None, ("loss", "min")).get_state() == {}
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run(place):
+    changes = {"patience": 1, "duration": "40 steps", "eval_every": "1 steps", "log_every": "100 steps"}
+    config_ = config(place, **changes)
+    config_.schedule.peak = 0.0  # nothing becomes better
+    folder = place / "patient"
+    fine_tune(config_, str(folder))
+    assert json.loads((folder / "result.json").read_text())["step"] == 2
+    before = load_run(folder).restored.checksum
+    fine_tune(config_, str(folder))  # does not go on
+    assert load_run(folder).restored.checksum == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "crossentropy"}, "unknown loss 'crossentropy'; known: cross_entropy"),
+        ({"head": "cls"}, "unknown head 'cls'"),
+        ({"tasks": ()}, "tasks is empty"),
+        ({"weights": (1.0, 2.0)}, "2 weights for 1 tasks"),
+        ({"few_shot": 1000}, "few_shot 1000 of 24 examples"),
+        ({"few_shot": 0}, "few_shot 0"),
+        ({"seeds": (1, 1)}, "seeds .* must be different"),
+        ({"patience": 0}, "patience 0"),
+        ({"validation_split": "dev"}, "there is no file .*dev.jsonl"),
+        ({"init_from": "/no/such/run"}, "/no/such/run"),
+        ({"tasks": ("blank:1.5",)}, "write blank:RATIO"),
+        ({"tasks": ("blank:0.4",), "head": "classifier"}, "no fixed classes"),
+    ],
+)
+def test_what_cannot_run_is_refused(place, tmp_path, changes, message):
+    with pytest.raises((ValueError, TaskError), match=message):
+        fine_tune(config(place, **changes), str(tmp_path / "run"))
+    assert not list(tmp_path.glob("run/checkpoints/[0-9]*"))
+
+
+def test_the_sizes_of_the_model_are_the_checkpoints(place, tmp_path):
+    config_ = config(place)
+    with config_.model.ignore_type():
+        config_.model.num_layers = 5
+    with pytest.raises(ValueError, match=r"model\.num_layers is the checkpoint's"):
+        fine_tune(config_, str(tmp_path / "run"))
+
+
+def test_a_label_outside_the_verbalizer_names_its_example(place, tmp_path):
+    path = tmp_path / "{split}.jsonl"
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text('{"text": "ba", "label": 0}\n{"text": "de", "label": 7}\n')
+    with pytest.raises(TaskError, match=r"example train-2: label 7 is not in the verbalizer, which knows 0, 1"):
+        fine_tune(config(place, {**TOPICS, "path": str(path)}), str(tmp_path / "run"))
