@@ -19,7 +19,7 @@ CASES = {
 def path() -> pathlib.Path:
     """The golden file of the installed libtpu."""
     version = ".".join(importlib.metadata.version("libtpu").split(".")[:3])
-    return pathlib.Path(__file__).parent / "golden" / f"plans_libtpu_{version}.json"
+    return pathlib.Path(__file__).parent / "plans" / f"libtpu_{version}.json"
 
 
 def config(changes):
