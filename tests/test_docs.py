@@ -76,7 +76,7 @@ def workplace(tmp_path_factory):
 
 
 def _run(arguments, folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout

@@ -252,7 +252,7 @@ def test_the_verb_prints_json_and_one_line_errors(tmp_path):
         "def get_config():\n    return plan_summaries.config({'model.num_layers': 2, 'model.hidden_size': 128})\n"
     )
     command = [sys.executable, "-m", "glm_jax.plan", f"--config={config}", "--json"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     done = subprocess.run([*command, "--topology=v5e:2x2"], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     plan = json.loads(done.stdout.splitlines()[-1])
