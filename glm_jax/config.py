@@ -152,6 +152,29 @@ def original(size: str) -> ConfigDict:
     return config
 
 
+def original_large(size: str) -> ConfigDict:
+    """GLM-Large's recipe for the published model `size`: also of those for which nothing else is told.
+
+    Sources: config/ds_block_large.sh and config_block_large.json of the original, equal to Table 7 of the paper.
+    """
+    config = original(size)
+    config.duration = "200000 steps"  # Table 7, --train-iters
+    config.batch_size = 1024  # Table 7
+
+    # English Wikipedia and BooksCorpus (paper, section 3.1): one document a line. 949,50,1 is the script's --split.
+    config.data.corpora = ({"source": "texts/wikibook/*.txt", "documents": "line", "validation_fraction": 0.05},)
+    config.data.sequence_length = 512  # --seq-length
+    config.data.tokenizer.vocabulary = "bert"  # bert-large-uncased
+    config.data.tokenizer.path = "vocabularies/bert"
+
+    config.schedule.name = "cosine"  # Table 7, --lr-decay-style
+    config.schedule.peak = 2e-4  # Table 7, the script's json
+    config.schedule.warmup = "8000 steps"  # Table 7; --warmup .05 of the decay
+    config.schedule.decay = "160000 steps"  # --lr-decay-iters
+    config.schedule.decay_ratio = 0.05  # --lr-decay-ratio
+    return config
+
+
 def build(kind: type, values: Any, **computed) -> Any:
     """An instance of the dataclass `kind` from a config section; `computed` fills fields that the section leaves None.
 

@@ -14,23 +14,8 @@ from glm_jax import config as defaults
 
 def get_config():
     """GLM-Large's recipe with half of the examples from the document objective."""
-    config = defaults.original("515m")
-    config.duration = "200000 steps"  # as GLM-Large
-    config.batch_size = 1024  # as GLM-Large
-
-    # As GLM-Large: English Wikipedia and BooksCorpus, one document a line.
-    config.data.corpora = ({"source": "texts/wikibook/*.txt", "documents": "line", "validation_fraction": 0.05},)
-    config.data.sequence_length = 512
-    config.data.tokenizer.vocabulary = "bert"
-    config.data.tokenizer.path = "vocabularies/bert"
-
+    config = defaults.original_large("515m")
     # As GLM-Doc: equal chance, one [MASK] for both (no --task-mask in the script above).
     config.corruption.blank_infilling = 0.5
     config.corruption.document = 0.5
-
-    config.schedule.name = "cosine"  # from here on as GLM-Large
-    config.schedule.peak = 2e-4
-    config.schedule.warmup = "8000 steps"
-    config.schedule.decay = "160000 steps"
-    config.schedule.decay_ratio = 0.05
     return config

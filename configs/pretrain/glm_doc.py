@@ -13,24 +13,9 @@ from glm_jax import config as defaults
 
 def get_config():
     """GLM-Large with half of the examples from the document objective."""
-    config = defaults.original("doc")
-    config.duration = "200000 steps"  # as GLM-Large
-    config.batch_size = 1024  # as GLM-Large
-
-    # As GLM-Large: English Wikipedia and BooksCorpus, one document a line.
-    config.data.corpora = ({"source": "texts/wikibook/*.txt", "documents": "line", "validation_fraction": 0.05},)
-    config.data.sequence_length = 512
-    config.data.tokenizer.vocabulary = "bert"
-    config.data.tokenizer.path = "vocabularies/bert"
-
+    config = defaults.original_large("doc")
     # Section 3.3: both objectives with equal chance; section 2.2: 50 to 100 % of the text is generated. One [MASK] for
     # both, as in config_tasks/model_blocklm_large_generation.sh, which has no --task-mask.
     config.corruption.blank_infilling = 0.5
     config.corruption.document = 0.5
-
-    config.schedule.name = "cosine"  # from here on as GLM-Large
-    config.schedule.peak = 2e-4
-    config.schedule.warmup = "8000 steps"
-    config.schedule.decay = "160000 steps"
-    config.schedule.decay_ratio = 0.05
     return config
