@@ -171,13 +171,19 @@ def xsum_source(folder: str) -> Source:
     return source
 
 
+def _file_of(folder, split, suffix, *, validation):
+    """The file of a split; the validation split's may have the name `validation` instead."""
+    path = os.path.join(folder, f"{split}.{suffix}")
+    if split == "validation" and not os.path.exists(path):
+        path = os.path.join(folder, f"{validation}.{suffix}")
+    return path
+
+
 def squad_source(folder: str) -> Source:
     """Reads {split}.json (dev.json for validation) in SQuAD's format: context, question, answer; target = question."""
 
     def source(split):
-        path = os.path.join(folder, f"{split}.json")
-        if split == "validation" and not os.path.exists(path):
-            path = os.path.join(folder, "dev.json")
+        path = _file_of(folder, split, "json", validation="dev")
         with open_text(path) as file:
             try:
                 articles = json.load(file)["data"]
@@ -203,9 +209,7 @@ def infilling_source(folder: str) -> Source:
     """A text a line in {split}.txt (valid.txt for validation), tokens split by spaces: field `text`."""
 
     def source(split):
-        path = os.path.join(folder, f"{split}.txt")
-        if split == "validation" and not os.path.exists(path):
-            path = os.path.join(folder, "valid.txt")
+        path = _file_of(folder, split, "txt", validation="valid")
         with open_text(path) as lines:
             for number, line in enumerate(lines):
                 if line.strip():

@@ -69,7 +69,7 @@ class Tasks:
 
     def fingerprint(self) -> list:
         """What must be the same on every host."""
-        return [self.tokenizer.fingerprint(), [task.name for task in self.tasks], len(self.train_rows)]
+        return [self.tokenizer.fingerprint(), self.train_rows.fingerprint()]
 
     @staticmethod
     def flops_per_token(run: program.Program, rows: Any) -> None:
