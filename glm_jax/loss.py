@@ -1,5 +1,7 @@
 """Token losses as weighted sums: the caller divides once, over all that it averages (batches, devices, steps)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -15,16 +17,38 @@ def token_losses(
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing {label_smoothing} must lie in [0, 1)")
-    logits = logits.astype(jnp.float32)
-    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison, not a gather: its gradient is a select instead of a scatter into [B K V], and it needs no
-    # communication beyond the sum when the vocabulary is sharded.
-    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == target_ids[..., None]
-    losses = log_normalizer - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    return _token_losses(logits, target_ids, label_smoothing)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _token_losses(logits, target_ids, label_smoothing):
+    return _forward(logits, target_ids, label_smoothing)[0]
+
+
+def _forward(logits, target_ids, label_smoothing):
+    values = logits.astype(jnp.float32)
+    log_normalizer = jax.nn.logsumexp(values, axis=-1)
+    losses = log_normalizer - jnp.sum(jnp.where(_is_target(logits, target_ids), values, 0.0), axis=-1)
     if label_smoothing:
-        mean_losses = log_normalizer - jnp.mean(logits, axis=-1)
+        mean_losses = log_normalizer - jnp.mean(values, axis=-1)
         losses = (1.0 - label_smoothing) * losses + label_smoothing * mean_losses
-    return losses
+    return losses, (logits, target_ids, log_normalizer)
+
+
+def _backward(label_smoothing, saved, d_losses):
+    # In one pass over the logits; probabilities are never kept.
+    logits, target_ids, log_normalizer = saved
+    probabilities = jnp.exp(logits.astype(jnp.float32) - log_normalizer[..., None])
+    wanted = jnp.where(_is_target(logits, target_ids), 1.0 - label_smoothing, 0.0) + label_smoothing / logits.shape[-1]
+    return (d_losses[..., None] * (probabilities - wanted)).astype(logits.dtype), None
+
+
+_token_losses.defvjp(_forward, _backward)
+
+
+def _is_target(logits, target_ids):
+    # A comparison, not a gather: it needs no communication beyond the sum when the vocabulary is sharded.
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == target_ids[..., None]
 
 
 def cross_entropy(
