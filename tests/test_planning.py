@@ -283,7 +283,7 @@ def test_the_verb_prints_json_and_one_line_errors(tmp_path):
     ],
 )
 def test_what_the_compiler_wants_is_read(message, gigabytes):
-    wanted = estimate._wanted_bytes(message, 2.0**30, 16 * 2.0**30)
+    wanted = estimate.wanted_bytes(message, 2.0**30, 16 * 2.0**30)
     assert wanted == pytest.approx(gigabytes * 2.0**30)
 
 
