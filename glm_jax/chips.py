@@ -37,7 +37,7 @@ CHIPS = (
     Chip("l4", "NVIDIA L4", 121 * _T, 24 * _G, 300 * _G),
     Chip("l40", "NVIDIA L40", 181.05 * _T, 48 * _G, 864 * _G),
     Chip("l40s", "NVIDIA L40S", 362.05 * _T, 48 * _G, 864 * _G),
-    # H100 white paper, table of both forms: 989.4 and 756 dense; datasheet: 3.35 and 2 TB/s
+    # H100 white paper: 989.4 and 756 dense; datasheet: 1,979 and 1,513 with sparsity, 3.35 and 2 TB/s
     Chip("h100-sxm", "NVIDIA H100 80GB HBM3", 989.4 * _T, 80 * _G, 3350 * _G),
     Chip("h100-pcie", "NVIDIA H100 PCIe", 756 * _T, 80 * _G, 2000 * _G),
     # H200 datasheet: 1,979 with sparsity, 141 GB, 4.8 TB/s
