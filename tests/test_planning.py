@@ -303,7 +303,7 @@ def test_a_plan_that_does_not_fit_says_what_would():
 def test_a_survey_takes_the_smallest_that_fits_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     plans, asked = tmp_path / "plans.jsonl", []
 
-    def plan(config, topology):
+    def plan(config, topology, changes):
         asked.append((config, topology))
         if len(asked) == 3:
             raise KeyboardInterrupt
@@ -327,6 +327,7 @@ def test_a_survey_takes_the_smallest_that_fits_and_goes_on_where_it_stopped(tmp_
     assert asked[2:] == [("configs/b.py", "v5e:4x4")] * 2 + [("configs/b.py", "v5e:8x8")]
     assert set(survey.read(plans)) == {(config, f"v5e:{shape}") for config in "ab" for shape in ("4x4", "8x8")}
     assert survey.row(found[0]) == "| a | v5e:8x8 | 4 x 4 | 1.0 | 2.0 | 50 % | 60 % | hbm | 2.50 M | 1.2 | 60 s |"
+    assert survey.read(plans, ["seed=1"]) == {}  # planned with other changes
     with pytest.raises(ValueError, match="no slices are listed for v9; there are v5e, v6e, v4, v5p"):
         list(survey.survey([], ["v9"], plans))
 

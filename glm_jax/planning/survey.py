@@ -22,11 +22,15 @@ LADDERS = {
     "v5p": ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8"),
 }
 _PLANS = flags.DEFINE_string("plans", "plans.jsonl", "Where plans are kept, one a line.")
+_CHANGES = flags.DEFINE_multi_string("change", [], "KEY=VALUE, replaced in every config.")
 _CHIPS = flags.DEFINE_list("chips", list(LADDERS), "Generations to plan for.")
 
 
-def read(path: str | os.PathLike) -> dict[tuple[str, str], dict[str, Any]]:
-    """Plans by (config's name, topology); the last of several counts, and a line cut short by a kill does not."""
+def read(path: str | os.PathLike, changes: Sequence[str] = ()) -> dict[tuple[str, str], dict[str, Any]]:
+    """Plans with these changes, by (config's name, topology).
+
+    The last of several counts, and a line that a kill cut short does not.
+    """
     plans = {}
     file = pathlib.Path(path)
     for line in file.read_text().splitlines() if file.exists() else ():
@@ -34,27 +38,30 @@ def read(path: str | os.PathLike) -> dict[tuple[str, str], dict[str, Any]]:
             plan = json.loads(line)
         except ValueError:
             continue
-        plans[plan["config"], plan["topology"]] = plan
+        if plan["changes"] == list(changes):
+            plans[plan["config"], plan["topology"]] = plan
     return plans
 
 
-def survey(configs: Sequence[str], chips: Sequence[str], path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+def survey(
+    configs: Sequence[str], chips: Sequence[str], path: str | os.PathLike, changes: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Yields the first fitting plan of each config on each chip, or the last one tried; appends new ones to `path`.
 
-    Each compiles in a process of its own. Raises ValueError for an unknown chip, RuntimeError with the plan's own
-    words when one fails.
+    `changes` are KEY=VALUE, replaced in every config. Each plan compiles in a process of its own. Raises ValueError for
+    an unknown chip, RuntimeError with the plan's own words when one fails.
     """
     unknown = sorted(set(chips) - set(LADDERS))
     if unknown:
         raise ValueError(f"no slices are listed for {', '.join(unknown)}; there are {', '.join(LADDERS)}")
-    plans = read(path)
+    plans = read(path, changes)
     for config in configs:
         name = pathlib.Path(config).stem
         for chip in chips:
             for topology in LADDERS[chip]:
                 plan = plans.get((name, topology))
                 if plan is None:
-                    plan = {"config": name, **_plan(config, topology)}
+                    plan = {"config": name, "changes": list(changes), **_plan(config, topology, changes)}
                     with open(path, "a") as file:
                         file.write(json.dumps(plan) + "\n")
                 if plan["fits"]:
@@ -62,9 +69,10 @@ def survey(configs: Sequence[str], chips: Sequence[str], path: str | os.PathLike
             yield plan
 
 
-def _plan(config, topology):
+def _plan(config, topology, changes):
     command = [sys.executable, "-m", "glm_jax.plan", f"--config={config}", f"--topology={topology}"]
-    done = subprocess.run([*command, "--json", "--noremedies"], capture_output=True, text=True, check=False)
+    command += ["--json", "--noremedies", *(f"--config.{change}" for change in changes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{config} on {topology}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -98,7 +106,7 @@ def main(arguments: list[str]) -> None:
 
     with one_line_errors():
         print(HEADER)
-        for plan in survey(arguments[1:], _CHIPS.value, _PLANS.value):
+        for plan in survey(arguments[1:], _CHIPS.value, _PLANS.value, _CHANGES.value):
             print(row(plan), flush=True)
 
 
