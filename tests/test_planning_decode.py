@@ -9,8 +9,9 @@ import sys
 import plan_summaries
 import pytest
 
+from glm_jax.config import model_config
 from glm_jax.decoding import engine
-from glm_jax.planning import decode, estimate, topologies
+from glm_jax.planning import decode, topologies
 from glm_jax.planning.table import decode_table
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -41,7 +42,7 @@ def by_tensor():
 @needs_libtpu
 def test_caches_are_split_over_all_chips(by_tensor):
     """Also the answers' own, which begin as zeros."""
-    model = estimate.config_lib.model_config(plan_summaries.config({}).model, 1024)
+    model = model_config(plan_summaries.config({}).model, 1024)
     assert by_tensor["cache_bytes"] == engine.cache_bytes(model, 16, 1, 64, 33) / 4
     assert by_tensor["argument_bytes"] >= by_tensor["cache_bytes"] + by_tensor["parameter_bytes"]
     assert by_tensor["peak_bytes"] < 2 * by_tensor["argument_bytes"]
@@ -49,14 +50,14 @@ def test_caches_are_split_over_all_chips(by_tensor):
 
 @needs_libtpu
 def test_products_and_traffic_of_a_token(by_tensor):
-    """Of 16 tokens a step: twice the parameters that they meet. Matrices and caches are read once, in bfloat16."""
+    """Of 16 tokens a step: twice the parameters that they meet. Matrices are read once, in bfloat16."""
     width, layers, vocabulary = 256, 3, 1024
     matrices = layers * 12 * width**2 + vocabulary * width
     dense = 2 * 16 * matrices / 4
     scores = 4 * 16 * width * layers * (96 + 33) / 4  # keys and values of 64 and 33 columns, some padded
     assert dense <= by_tensor["flops_per_step"] <= dense + scores
-    read = 2 * matrices / 4 + by_tensor["cache_bytes"]
-    assert read * 0.9 <= by_tensor["hbm_bytes_per_step"] <= 2 * read
+    read = 2 * matrices / 4
+    assert read <= by_tensor["hbm_bytes_per_step"] <= 2 * (read + by_tensor["cache_bytes"])
     assert by_tensor["uncounted_loops"] == 0
 
 
@@ -87,7 +88,7 @@ def test_what_would_fit_is_found_by_trying(monkeypatch):
 
 @needs_libtpu
 def test_what_exceeds_the_memory_does_not_fit():
-    result = _plan({"tensor": 4}, prompts=2**17)
+    result = _plan({"tensor": 4}, prompts=2**18)
     assert not result["fits"]
     assert result["headroom"] < 0
     assert "DOES NOT FIT" in decode_table(result)
