@@ -1,7 +1,8 @@
 """What one device of an accelerator can do at most; the bounds that measurements are held against.
 
-Sources, read in November 2026: TPUs, the pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x" of
-docs.cloud.google.com/tpu/docs; GPUs, NVIDIA's data sheets, dense products without sparsity.
+Sources, read in November 2026. TPUs: the pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x" of
+docs.cloud.google.com/tpu/docs. GPUs: beside each, NVIDIA's document as others quote it; where it gives products with
+sparsity, half of them.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ class Chip:
     """Peaks of one JAX device: a chip, except for tpu7x, where it is one of its two halves."""
 
     name: str
-    kind: str  # how jax.Device.device_kind begins
+    kind: str  # jax.Device.device_kind; of a TPU how it begins
     flops: float  # bfloat16 products with float32 sums, a second
     hbm_bytes: float
     hbm_bandwidth: float  # bytes a second
@@ -21,22 +22,37 @@ class Chip:
 
 _T, _G, _GI = 1e12, 1e9, 2.0**30
 
-# A kind that begins like another one stands before it.
 CHIPS = (
     Chip("v4", "TPU v4", 275 * _T, 32 * _GI, 1200 * _G),
     Chip("v5e", "TPU v5 lite", 197 * _T, 16 * _GI, 819 * _G),
-    Chip("v5p", "TPU v5", 459 * _T, 95 * _GI, 2765 * _G),
+    Chip("v5p", "TPU v5", 459 * _T, 95 * _GI, 2765 * _G),  # stands behind v5e, whose kind begins like it
     Chip("v6e", "TPU v6 lite", 918 * _T, 32 * _GI, 1638 * _G),
     Chip("tpu7x", "TPU7x", 2307 * _T / 2, 96 * _GI, 7380 * _G / 2),
+    # A100 datasheet (1758950, r4): 312 dense; 1,555, 1,935 and 2,039 GB/s
     Chip("a100-40gb", "NVIDIA A100-SXM4-40GB", 312 * _T, 40 * _G, 1555 * _G),
     Chip("a100-80gb", "NVIDIA A100-SXM4-80GB", 312 * _T, 80 * _G, 2039 * _G),
+    Chip("a100-pcie-40gb", "NVIDIA A100-PCIE-40GB", 312 * _T, 40 * _G, 1555 * _G),
+    Chip("a100-pcie-80gb", "NVIDIA A100 80GB PCIe", 312 * _T, 80 * _G, 1935 * _G),
+    # L4 datasheet: 242 with sparsity, 300 GB/s. L40 and L40S datasheets: 181.05 and 362.05 dense, 864 GB/s
     Chip("l4", "NVIDIA L4", 121 * _T, 24 * _G, 300 * _G),
+    Chip("l40", "NVIDIA L40", 181.05 * _T, 48 * _G, 864 * _G),
+    Chip("l40s", "NVIDIA L40S", 362.05 * _T, 48 * _G, 864 * _G),
+    # H100 white paper: 989.4 and 756 dense; datasheet: 1,979 and 1,513 with sparsity, 3.35 and 2 TB/s
     Chip("h100-sxm", "NVIDIA H100 80GB HBM3", 989.4 * _T, 80 * _G, 3350 * _G),
     Chip("h100-pcie", "NVIDIA H100 PCIe", 756 * _T, 80 * _G, 2000 * _G),
+    # H200 datasheet: 1,979 with sparsity, 141 GB, 4.8 TB/s
     Chip("h200", "NVIDIA H200", 989.4 * _T, 141 * _G, 4800 * _G),
 )
 
 
 def chip_of(device: Any) -> Chip | None:
-    """The entry of a `jax.Device`, or None when it is not in the table (a CPU, for one)."""
-    return next((chip for chip in CHIPS if device.device_kind.startswith(chip.kind)), None)
+    """The entry of a `jax.Device`, or None when it is not in the table (a CPU, for one).
+
+    A GPU's kind is its whole name: an "NVIDIA H200 NVL" is slower than an "NVIDIA H200".
+    """
+
+    def is_kind(chip):
+        name = device.device_kind
+        return name.startswith(chip.kind) if chip.kind.startswith("TPU") else name == chip.kind
+
+    return next(filter(is_kind, CHIPS), None)

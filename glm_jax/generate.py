@@ -16,7 +16,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--prompts", metavar="FILE", help='jsonl, {"prompt": …} a line; needs --output')
     what.add_argument("--interactive", action="store_true", help="type prompts; tokens appear as they are chosen")
     add("--output", help="jsonl; lines that it has already are not done again")
-    add("--step", default="latest", help="of a run: a number, 'latest' or 'best'")
+    add("--step", help="of a run: a number, 'latest' or 'best'; default: best of fine-tuning, latest of pretraining")
     add("--tokenizer", help="folder of a tokenizer, for a checkpoint that has none")
     add("--dtype", help="compute dtype, such as bfloat16; by default the run's, float32 for others")
     add("--max-new-tokens", type=int, default=64, help="longest answer")

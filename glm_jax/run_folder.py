@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from glm_jax import sharding, tokenizers
@@ -145,8 +146,8 @@ class LoadedRun:
     restored: Restored
 
 
-def load_run(path: str | os.PathLike, step: int | str = "latest", dtype: str | None = None) -> LoadedRun:
-    """Opens the model of a run folder (or of its checkpoints/) at `step`: a number, "latest" or "best".
+def load_run(path: str | os.PathLike, step: int | str | None = None, dtype: str | None = None) -> LoadedRun:
+    """Opens the model of a run folder (or of its checkpoints/), where `restore_run` says which `step`.
 
     `dtype` replaces the config's compute dtype. Raises RunFolderError when the folder is not a run.
     """
@@ -159,9 +160,27 @@ def load_run(path: str | os.PathLike, step: int | str = "latest", dtype: str | N
     tokenizer = tokenizers.load(folder.tokenizer)
     section = config["model"] if dtype is None else {**config["model"], "dtype": dtype}
     model = GLM(model_config(section, tokenizer.vocab_size))
-    boxed = jax.eval_shape(lambda key: parameters_of(config)(model.config, key), jax.random.key(0))
-    mesh = sharding.make_mesh("auto", embed_size=model.config.head_width)
-    abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh))
-    with Checkpointer(folder.checkpoints, keep_best=best_of(config), read_only=True) as checkpointer:
-        restored = checkpointer.restore_params(abstract, step)
+    restored = restore_run(folder, config, model.config, step)
     return LoadedRun(model, restored.state, tokenizer, config, restored)
+
+
+def restore_run(
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    model: GLMConfig,
+    step: int | str | None = None,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules = sharding.RULES,
+) -> Restored:
+    """The float32 parameters of a run with this config.json, a classifier's among them, on `mesh` (default: "auto").
+
+    `step` is a number, "latest" or "best". None is what the run was for: of fine-tuning the best checkpoint, if its
+    scores name one; of pretraining the latest. Raises as `Checkpointer.restore_params`.
+    """
+    boxed = jax.eval_shape(lambda key: parameters_of(config)(model, key), jax.random.key(0))
+    mesh = sharding.make_mesh("auto", embed_size=model.head_width) if mesh is None else mesh
+    abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
+    with Checkpointer(folder.checkpoints, keep_best=best_of(config), read_only=True) as checkpointer:
+        if step is None:
+            step = "best" if "tasks" in config and checkpointer.best_step() is not None else "latest"
+        return checkpointer.restore_params(abstract, int(step) if str(step).isdigit() else step)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import sys
+import time
 
 import jax
 import numpy as np
@@ -21,19 +22,24 @@ def main(folder, meshes, address=None, number=0):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, 2, int(number))
     import tiny_run
-    from jax.experimental import multihost_utils
 
     from glm_jax import data, program, sharding
     from glm_jax.checkpoint import Checkpointer
     from glm_jax.train_step import Rows
 
     folder, programs, found = pathlib.Path(folder), {}, {}
+    began = time.monotonic()
+
+    def tell(what):  # where a test that took too long was
+        print(f"{time.monotonic() - began:.1f} s: {what}", file=sys.stderr, flush=True)
+
     config = tiny_run.config(folder, duration="10 steps", model__hidden_size=64, model__num_heads=8)
     dataset = data.load(config.data.to_dict())
     ends = dataset.tokenizer.sentence_ends()
 
-    def bits(tree):
-        whole = multihost_utils.process_allgather(tree, tiled=True) if address else jax.device_get(tree)
+    def bits(tree, run):
+        # One program for all leaves: a gather of each would be compiled by itself, dozens of them.
+        whole = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(run.mesh))(tree)
         return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(whole))).hexdigest()
 
     for mesh_name in meshes.split(","):
@@ -52,9 +58,10 @@ def main(folder, meshes, address=None, number=0):
             state = run.init(jax.random.key(0))
             for step in range(1, 11):
                 rows = sharding.host_to_device(Rows(**next(batches)), mesh, rules)
-                seen.append(bits(run.corrupt_held_out(rows)))
+                seen.append(bits(run.corrupt_held_out(rows), run))
                 state, metrics = run.train_step(state, rows)
                 losses.append(float(metrics["loss"]))
+                tell(f"{mesh_name}: step {step}")
                 if step == 5:
                     checkpoints.save(5, state, batches.get_state(), None)
         found[mesh_name] = {"losses": losses, "batches": seen, "restored": {}}
@@ -69,7 +76,8 @@ def main(folder, meshes, address=None, number=0):
             batches.set_state(restored.data_position)
             with run.activate():
                 rows = sharding.host_to_device(Rows(**next(batches)), run.mesh, run.rules)
-                found[saved]["restored"][mesh_name] = [bits(restored.state), bits(run.corrupt_held_out(rows))]
+                tell(f"{saved} restored on {mesh_name}")
+                found[saved]["restored"][mesh_name] = [bits(restored.state, run), bits(run.corrupt_held_out(rows), run)]
     print("FOUND " + json.dumps(found), flush=True)
 
 

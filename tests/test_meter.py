@@ -85,7 +85,10 @@ def test_what_is_no_number_names_its_step():
         ("TPU v5p", "v5p"),
         ("TPU v6 lite", "v6e"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", None),
         ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
         ("cpu", None),
     ],
 )

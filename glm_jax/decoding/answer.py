@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from glm_jax import sharding
 from glm_jax.decoding import beam, engine, sampling
@@ -53,6 +53,17 @@ def bucket(length: int) -> int:
         return _SMALLEST_BUCKET
     power = 1 << (length - 1).bit_length()
     return power * 3 // 4 if length <= power * 3 // 4 else power
+
+
+def rows_of(count: int, mesh: Mesh | None) -> int:
+    """Rows of a batch of `count` prompts: a power of two, so that few shapes are compiled, and a multiple of what the
+    mesh needs."""
+    shards = 1
+    if mesh is not None:
+        axes = sharding.RULES["batch"]
+        shards = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+    rows = 1 << (count - 1).bit_length()
+    return -(-rows // shards) * shards
 
 
 class Decoder:
@@ -134,18 +145,9 @@ class Decoder:
             for at in range(0, len(rows), batch_size):
                 yield rows[at : at + batch_size]
 
-    def _rows(self, count):
-        """Rows of a batch: a power of two, so that few shapes are compiled, and a multiple of what the mesh needs."""
-        shards = 1
-        if self.mesh is not None:
-            axes = sharding.RULES["batch"]
-            shards = math.prod(self.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
-        rows = 1 << (count - 1).bit_length()
-        return -(-rows // shards) * shards
-
     def _encode(self, prompts, parts_b):
         """Context of Part A and of what is already written of Part B: lists of (token, position, place)."""
-        rows, special = self._rows(len(prompts)), self.special
+        rows, special = rows_of(len(prompts), self.mesh), self.special
         width = bucket(max(len(p.part_a) + len(b) for p, b in zip(prompts, parts_b, strict=True)))
         tokens, positions, places = (np.full((rows, width), fill, np.int32) for fill in (special.pad, 0, 0))
         prefix, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
@@ -158,7 +160,7 @@ class Decoder:
         return encode(self.params, tokens, positions, places, prefix, lengths, config=self.config)
 
     def _begin(self, prompts, max_new_tokens, num_answers, keys):
-        rows, start = self._rows(len(prompts)), self.special.start
+        rows, start = rows_of(len(prompts), self.mesh), self.special.start
         most = 1 << (max(len(p.blanks) for p in prompts) - 1).bit_length()
         columns = np.full((rows, most), -1, np.int32)
         first, before = np.full(rows, start, np.int32), np.zeros(rows, np.int32)
@@ -242,7 +244,7 @@ class Decoder:
         limit = _memory_limit()
         if not prompts or limit is None:
             return
-        rows = self._rows(min(batch_size, len(prompts)))
+        rows = rows_of(min(batch_size, len(prompts)), self.mesh)
         blanks = max(len(p.blanks) for p in prompts)
         context = bucket(max(map(_context_length, prompts)))
         cache = engine.cache_bytes(self.config, rows, width, context, blanks * (max_new_tokens + 1))

@@ -83,11 +83,15 @@ def empty_answers(context: Context, width: int, length: int) -> tuple[Any, Any]:
 
     def keys(a):
         *layers, batch, heads, head_width, _ = a.shape
-        return jnp.zeros((*layers, batch, width, heads, head_width, length), a.dtype)
+        return room((*layers, batch, width, heads, head_width, length), ("heads", "head_dim", None), a.dtype)
 
     def values(a):
         *layers, batch, heads, _, head_width = a.shape
-        return jnp.zeros((*layers, batch, width, heads, length, head_width), a.dtype)
+        return room((*layers, batch, width, heads, length, head_width), ("heads", None, "head_dim"), a.dtype)
+
+    def room(shape, axes, dtype):  # split as contexts are: zeros alone would be whole on every device
+        axes = ("batch", None, *axes)
+        return nn.with_logical_constraint(jnp.zeros(shape, dtype), (None,) * (len(shape) - len(axes)) + axes)
 
     return jax.tree.map(keys, context.keys), jax.tree.map(values, context.values)
 

@@ -6,14 +6,13 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from glm_jax import sharding
-from glm_jax.checkpoint import Checkpointer, CheckpointError
+from glm_jax.checkpoint import CheckpointError
 from glm_jax.config import model_config
 from glm_jax.interop import extras, hub, hub_tokenizer, layout, megatron, safetensors_file
 from glm_jax.interop.errors import FormatError
@@ -22,7 +21,7 @@ from glm_jax.interop.placement import place
 from glm_jax.interop.source import Source, config_of
 from glm_jax.interop.tensors import DTYPES, FLOATS
 from glm_jax.model import GLM, GLMConfig, initial_parameters
-from glm_jax.run_folder import best_of, load_run, parameters_of
+from glm_jax.run_folder import RunFolder, load_run, restore_run
 from glm_jax.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -80,11 +79,11 @@ def from_pretrained(
 def open_model(
     path: str | os.PathLike,
     *,
-    step: int | str = "latest",
+    step: int | str | None = None,
     dtype: str | None = None,
     tokenizer: str | os.PathLike | None = None,
 ) -> tuple[GLM, Any, Tokenizer]:
-    """What the verbs that use a model open: as `from_pretrained`, but a run may be opened at any `step`.
+    """What the verbs that use a model open: as `from_pretrained`, with a tokenizer.
 
     `dtype` is the run's own by default, and float32 for other checkpoints. Raises FormatError where there is no
     tokenizer, and as `load` and `load_run`.
@@ -92,11 +91,9 @@ def open_model(
     folder = pathlib.Path(path)
     run = folder.parent if folder.name == "checkpoints" else folder
     if _is_run(run) and tokenizer is None and (run / "tokenizer").exists():
-        opened = load_run(run, int(step) if str(step).isdigit() else step, dtype)
+        opened = load_run(run, step, dtype)
         return opened.model, opened.params, opened.tokenizer
-    if step != "latest":
-        raise FormatError(f"{path} is no run of glm_jax: it has no step {step!r} to choose; leave the step out")
-    model, params, found = from_pretrained(path, dtype or "float32", tokenizer=tokenizer)
+    model, params, found = from_pretrained(path, dtype or "float32", step=step, tokenizer=tokenizer)
     if found is None:
         raise FormatError(
             f"{path} has no tokenizer: name the folder of its vocabulary (vocab.txt, vocab.json with merges.txt, or "
@@ -109,6 +106,7 @@ def load(
     path: str | os.PathLike,
     dtype: str = "float32",
     *,
+    step: int | str | None = None,
     mesh: Mesh | None = None,
     rules: sharding.Rules = sharding.RULES,
     param_dtype: str = "float32",
@@ -120,6 +118,7 @@ def load(
     """As `from_pretrained`, with everything that the checkpoint carries.
 
     Args:
+      step: of a run: a number, "latest" or "best"; by default the best of fine-tuning, the latest of pretraining.
       mesh: where the parameters go; by default all devices, as a run would choose.
       rules: logical axis -> mesh axes.
       param_dtype: of the parameters.
@@ -151,8 +150,10 @@ def load(
             f"{folder} {what}: expected {megatron.TRACKER} with mp_rank_XX_model_states.pt, or model.safetensors or "
             "pytorch_model.bin with config.json, or a run folder with checkpoints/"
         )
+    if found != ["glm_jax"] and step is not None:
+        raise FormatError(f"{folder} is no run of glm_jax: it has no step {step!r} to choose; leave the step out")
     if found == ["glm_jax"]:
-        return _load_run(folder, dtype, param_dtype, mesh, rules, tokenizer)
+        return _load_run(folder, step, dtype, param_dtype, mesh, rules, tokenizer)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _read_tokenizer(tokenizer, folder, fix_command_token)
     source = (megatron if found == ["megatron"] else hub).open_folder(folder)
@@ -243,11 +244,10 @@ def abstract_params(
     mesh: Mesh | None,
     rules: sharding.Rules,
     param_dtype: str,
-    parameters: Callable[[GLMConfig, Any], Any] = initial_parameters,
 ) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with shardings."""
     mesh = sharding.make_mesh("auto", embed_size=config.head_width) if mesh is None else mesh
-    boxed = jax.eval_shape(lambda key: parameters(config, key), jax.random.key(0))
+    boxed = jax.eval_shape(lambda key: initial_parameters(config, key), jax.random.key(0))
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
     kind = DTYPES[param_dtype]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding), abstract)
@@ -269,7 +269,7 @@ def _is_run(folder):
     return (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()
 
 
-def _load_run(folder, dtype, param_dtype, mesh, rules, tokenizer):
+def _load_run(folder, step, dtype, param_dtype, mesh, rules, tokenizer):
     notes: list[str] = []
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else _read_tokenizer(tokenizer, folder)
     try:
@@ -280,12 +280,8 @@ def _load_run(folder, dtype, param_dtype, mesh, rules, tokenizer):
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"{folder / 'config.json'} does not describe a model: {error}") from error
     check_tokenizer(tokenizer, config, notes, exact=False)
-    abstract = abstract_params(config, mesh, rules, "float32", parameters_of(settings))
     try:
-        with Checkpointer(folder / "checkpoints", keep_best=best_of(settings), read_only=True) as checkpointer:
-            # What fine-tuning is for is its best checkpoint.
-            tuned = "tasks" in settings and checkpointer.best_step() is not None
-            restored = checkpointer.restore_params(abstract, "best" if tuned else "latest")
+        restored = restore_run(RunFolder(folder), settings, config, step, mesh, rules)
     except CheckpointError:
         raise
     except Exception as error:  # Orbax raises many types for damaged folders

@@ -64,7 +64,7 @@ def compile_step(config: ConfigDict, topology: str, slices: int = 1) -> Compiled
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            wanted = _wanted_bytes(str(error), _bytes_on_a_chip(built.abstract_state), chip.hbm_bytes)
+            wanted = wanted_bytes(str(error), bytes_on_a_chip(built.abstract_state), chip.hbm_bytes)
             return Compiled(config, chip, built, None, None, time.perf_counter() - began, wanted)
     seconds = time.perf_counter() - began
     return Compiled(config, chip, built, compiled.as_text(), compiled.memory_analysis(), seconds, None)
@@ -103,7 +103,7 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
     """The figures of a compiled step; keys as in `plan`."""
     config, chip, built = compiled.config, compiled.chip, compiled.built
     mesh = built.mesh
-    arguments = _bytes_on_a_chip(built.abstract_state)
+    arguments = bytes_on_a_chip(built.abstract_state)
     result = {
         "topology": topology if slices == 1 else f"{slices} x {topology}",
         "chips": mesh.size,
@@ -125,19 +125,11 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
             "headroom": 1 - wanted / chip.hbm_bytes,
         }
     memory = compiled.memory
-    peak = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    )  # fmt: skip
+    peak = peak_bytes(memory)
     counts = hlo.count(compiled.text, mesh.size)
     useful = useful_flops_per_step(config, built)
-    devices = list(mesh.devices.flat)
-    roofline = {
-        "compute": counts.flops / chip.flops,
-        "hbm": counts.hbm_bytes / chip.hbm_bandwidth,
-        "interconnect": sum(c.times * interconnect_seconds(c, chip, devices) for c in counts.collectives),
-    }
-    bound = max(roofline.values())
+    seconds = roofline(counts, chip, mesh)
+    bound = max(seconds.values())
     tokens = config.batch_size * config.data.sequence_length
     total = built_steps(config)
     return result | {
@@ -150,8 +142,8 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "useful_flops_per_step": useful / mesh.size,
         "hbm_bytes_per_step": counts.hbm_bytes,
         "collectives": counts.by_kind(),
-        "roofline_seconds": roofline,
-        "limited_by": max(roofline, key=roofline.get),
+        "roofline_seconds": seconds,
+        "limited_by": max(seconds, key=seconds.get),
         "seconds_per_step_bound": bound,
         "mfu_bound": useful / mesh.size / chip.flops / bound,
         "tokens_per_second": tokens / bound / mesh.size,
@@ -161,6 +153,24 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "largest_replicated_parameter_bytes": largest_replicated(built),
         "gathered_activation_bytes": gathered_activations(counts, built),
         "uncounted_loops": len(counts.unknown_loops),
+    }
+
+
+def peak_bytes(memory: Any) -> int:
+    """What a compiled program needs of a chip's memory, from its CompiledMemoryStats."""
+    return (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    )  # fmt: skip
+
+
+def roofline(counts: hlo.Counts, chip: chips.Chip, mesh: Any) -> dict[str, float]:
+    """Seconds that what was counted takes at least: products, HBM and interconnect, each at its peak."""
+    devices = list(mesh.devices.flat)
+    return {
+        "compute": counts.flops / chip.flops,
+        "hbm": counts.hbm_bytes / chip.hbm_bandwidth,
+        "interconnect": sum(c.times * interconnect_seconds(c, chip, devices) for c in counts.collectives),
     }
 
 
@@ -227,7 +237,7 @@ def interconnect_seconds(collective: hlo.Collective, chip: chips.Chip, devices: 
     return collective.bytes / bandwidth if bandwidth else 0.0  # two cores of one chip share its memory
 
 
-def _wanted_bytes(message: str, arguments: float, limit: float) -> float:
+def wanted_bytes(message: str, arguments: float, limit: float) -> float:
     """HBM that the compiler says it would need; at least the limit when it gives no figure."""
     found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
     temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message)
@@ -237,7 +247,8 @@ def _wanted_bytes(message: str, arguments: float, limit: float) -> float:
     return float(number) * 1024.0 ** ("KMGT".index(unit) + 1) + (0 if found else arguments)
 
 
-def _bytes_on_a_chip(tree: Any) -> int:
+def bytes_on_a_chip(tree: Any) -> int:
+    """Bytes that one chip holds of a tree of arrays or shapes with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -80,7 +80,7 @@ class Counts:
     flops: float = 0.0
     hbm_bytes: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
-    unknown_loops: list[str] = dataclasses.field(default_factory=list)  # counted once, for want of a trip count
+    unknown_loops: list[str] = dataclasses.field(default_factory=list)  # those without a trip count
 
     def by_kind(self) -> dict[str, float]:
         """Bytes sent, by kind of collective."""
@@ -90,9 +90,12 @@ class Counts:
         return dict(sorted(total.items()))
 
 
-def count(text: str, partitions: int) -> Counts:
-    """Counts the HLO module `text`, compiled for `partitions` devices."""
-    return _Module(text, partitions).counts()
+def count(text: str, partitions: int, unknown_trips: float = 1) -> Counts:
+    """Counts the HLO module `text`, compiled for `partitions` devices.
+
+    A loop that does not say how often it runs counts `unknown_trips` times.
+    """
+    return _Module(text, partitions, unknown_trips).counts()
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -159,9 +162,9 @@ def _called(attributes: str, *names: str) -> list[str]:
 
 
 class _Module:
-    def __init__(self, text, partitions):
+    def __init__(self, text, partitions, unknown_trips):
         self.computations, self.entry = parse(text)
-        self.partitions = partitions
+        self.partitions, self.unknown_trips = partitions, unknown_trips
         self.result = Counts()
 
     def counts(self) -> Counts:
@@ -257,7 +260,7 @@ class _Module:
                 begin = int(start.operands[0]) if start.opcode == "constant" else 0
                 return max(int(stop.operands[0]) - begin, 0)
         self.result.unknown_loops.append(loop.name)
-        return 1
+        return self.unknown_trips
 
     def _traffic(self, body, instruction):
         """Bytes that one instruction moves from and to HBM."""

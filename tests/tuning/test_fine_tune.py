@@ -13,6 +13,7 @@ import tiny_run
 
 from glm_jax import config as defaults
 from glm_jax.interop import load
+from glm_jax.interop.pretrained import open_model
 from glm_jax.patience import Patience
 from glm_jax.report import read_metrics
 from glm_jax.run_folder import load_run
@@ -88,8 +89,13 @@ def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
     assert json.loads((folder / "test.json").read_text()) == summary
     assert len((folder / "test" / "predictions-topics.jsonl").read_text().splitlines()) == 10
     assert "topics, validation, 10 examples: accuracy" in room.table(summary)
-    loaded = load(folder)
-    assert load_run(folder, "best").restored.step == loaded.metadata["iteration"]
+    best = load_run(folder, "best").restored
+    assert best.step == load(folder).metadata["iteration"] == load_run(folder).restored.step
+    latest = load_run(folder, "latest").restored
+    assert latest.step == 6 == load(folder, step=6).metadata["iteration"]
+    opened = {step: open_model(folder, step=step)[1] for step in (None, "latest", "6")}
+    for step, expected in ((None, best), ("latest", latest), ("6", latest)):
+        jax.tree.map(np.testing.assert_array_equal, opened[step], expected.state)
 
 
 def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
