@@ -88,13 +88,27 @@ def parse(arguments: Sequence[str]) -> tuple[str, Callable[[], dict[str, Any]]]:
     options = vars(known)
     verb = options.pop("verb")
     measurement = MEASUREMENTS[verb]
-    for_config = [word for word in rest if word.startswith("--config")] if measurement.config else []
+    for_config = []
+    if measurement.config:
+        rest = _joined(rest)
+        for_config = [word for word in rest if word.startswith("--config")]
     if unknown := [word for word in rest if word not in for_config]:
         parser.error(f"{verb} does not know {unknown[0]!r}; see python -m glm_jax.benchmark {verb} --help")
     config = [read_config(measurement.config, for_config)] if measurement.config else []
     module = importlib.import_module(f"glm_jax.benchmarks.{verb}")
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     return verb, functools.partial(module.run, *config, **options)
+
+
+def _joined(words):
+    """`--config.KEY VALUE` as one word, as `--config.KEY=VALUE` is."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].startswith("--config") and "=" not in joined[-1] and not word.startswith("--"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _kind(default):
