@@ -25,17 +25,19 @@ def visible(
     prefix_lengths: Int[Any, "*#shape"],
     query_index: Int[Any, "*#shape"],
     key_index: Int[Any, "*#shape"],
-    same_answer: Bool[Any, "*#shape"] | None = None,
+    query_segment: Int[Any, "*#shape"] | None = None,
+    key_segment: Int[Any, "*#shape"] | None = None,
 ) -> Bool[Any, "*#shape"]:
     """Whether the query at `query_index` sees the key at `key_index`: key_index < max(prefix_length, query_index + 1).
 
-    The three integer arrays broadcast against each other. A prefix of 0 is plain causal attention, a prefix of T sees
-    everything. Where several answers share one Part A, `same_answer` says whether query and key belong to the same:
-    behind Part A only such keys are seen.
+    The integer arrays broadcast against each other. A prefix of 0 is plain causal attention, a prefix of T sees
+    everything. Where several texts, or several answers to one, share a row, segments tell them apart: a query sees its
+    own segment, and segment 0, which belongs to all.
     """
-    if same_answer is not None:
-        return (key_index < prefix_lengths) | (same_answer & (key_index <= query_index))
-    return key_index < jnp.maximum(prefix_lengths, query_index + 1)
+    seen = key_index < jnp.maximum(prefix_lengths, query_index + 1)
+    if query_segment is None:
+        return seen
+    return seen & ((query_segment == key_segment) | (key_segment == 0))
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Any | None) -> Float[Array, "*shape"]:
@@ -53,7 +55,7 @@ def attention(
     prefix_lengths: Int[Array, "B"],
     *,
     query_index: Int[Array, "B Q"] | None = None,
-    answer_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
     backend: str = "auto",
     dropout_rate: float = 0.0,
     dropout_key: Any | None = None,
@@ -61,8 +63,8 @@ def attention(
     """softmax(q kᵀ / √H) v over the keys that each query sees; softmax in float32, result in q's dtype.
 
     `query_index` are the positions of the queries among the keys; without it query i stands at position i.
-    `answer_ids` tell apart answers that share one Part A and do not see each other. Attention probabilities are dropped
-    at `dropout_rate` when a `dropout_key` is given.
+    `segment_ids` tell apart texts that share a row (see `visible`). With a `dropout_key`, attention probabilities are
+    dropped at `dropout_rate`.
 
     Raises ValueError for an unknown backend, and for queries and keys of different number without `query_index`.
     """
@@ -74,26 +76,26 @@ def attention(
                 f"{q.shape[1]} queries for {k.shape[1]} keys: pass query_index to say where among the keys they stand"
             )
         query_index = jnp.arange(q.shape[1], dtype=jnp.int32)[None, :]
-    return BACKENDS[backend](q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, answer_ids)
+    return BACKENDS[backend](q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids)
 
 
-def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, answer_ids=None):
+def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):
     """The rule written out: all scores at once, [B N Q T]. The reference for every other backend."""
     # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32, precision=precision)
     key_index = jnp.arange(k.shape[1], dtype=jnp.int32)
-    same_answer = None
-    if answer_ids is not None:
+    segments = ()
+    if segment_ids is not None:
         asking = jnp.broadcast_to(query_index, q.shape[:2])
-        same_answer = jnp.take_along_axis(answer_ids, asking, axis=1)[:, :, None] == answer_ids[:, None, :]
-    seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :], same_answer)
+        segments = jnp.take_along_axis(segment_ids, asking, axis=1)[:, :, None], segment_ids[:, None, :]
+    seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :], *segments)
     scores = jnp.where(seen[:, None], scores * q.shape[-1] ** -0.5, _HIDDEN)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key).astype(q.dtype)
     return jnp.einsum("bnqk,bknh->bqnh", probabilities, v, precision=precision)
 
 
-def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, answer_ids=None):
+def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):
     """As `dense_attention`, in small parts one after another: one head of each group, and a block of queries.
 
     The scores of a part fit a TPU's fast memory, where XLA then keeps them: they never travel to HBM. The backward
@@ -120,7 +122,7 @@ def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropou
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def attend(part):
             q, index, key = part
-            return dense_attention(q, k, v, prefix_lengths, index, dropout_rate, key, answer_ids)
+            return dense_attention(q, k, v, prefix_lengths, index, dropout_rate, key, segment_ids)
 
         attended = jax.lax.map(attend, (by_block(q), by_block(query_index), keys))
         return jnp.moveaxis(attended, 0, 1).reshape(q.shape)

@@ -24,3 +24,5 @@ class Batch:
     target_weights: Leaf  # float32 [B K]
     target_source: Leaf  # int32 [B K], where the target stood in the raw row; L for an end token
     objective: Leaf  # int32 [B], index into `corruption.OBJECTIVES`
+    # int32 [B T], which of several texts a token belongs to (from 1; 0: to all of them); None: there is one a row
+    segment_ids: Leaf = None

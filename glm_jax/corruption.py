@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from glm_jax import pieces as pieces_lib
 from glm_jax import spans as spans_lib
 from glm_jax.batch import Batch
 from glm_jax.spans import Capacity, Spans
@@ -41,7 +42,7 @@ class CorruptionConfig:
     document_min_ratio: float = 0.5  # least generated share of a row
     document_suffix_prob: float = 0.5  # suffix generation, else one long blank anywhere
     single_span_prob: float = 0.0  # exactly one blank, of the blank-infilling law
-    short_sequence_prob: float = 0.0  # crop the row to a random shorter window first
+    short_sequence_prob: float = 0.0  # cut the row into pieces, each an example of its own
     # The layout.
     task_masks: bool = False  # [sMASK] for sentences and [gMASK] for documents, instead of [MASK] for all
     shuffle_spans: bool = True
@@ -86,6 +87,10 @@ class CorruptionConfig:
             raise ValueError(
                 "random_position and sentinel_offset need max_position, the size of the position table - 1"
             )
+        if self.short_sequence_prob and self.sentinel_offset is not None:
+            raise ValueError(
+                "sentinels number the blanks of one text: set short_sequence_prob=0 or sentinel_offset=None"
+            )
         if self.document and not self.block_positions:
             raise ValueError("the document objective needs block_positions: one blank cannot be read without them")
 
@@ -103,23 +108,28 @@ class CorruptionConfig:
         if not 4 <= length < 2**16:
             raise ValueError(f"sequence length {length} must be at least 4 and below 65536")
         infilling, sentence, document = self.mixture
+        pieces = self.max_pieces(length)
         needs = []
         if infilling or self.single_span_prob:
-            needs.append(
-                spans_lib.infilling_capacity(
-                    length, self.mask_ratio, self.average_span_length, self.longest_span, self.cap_rate
-                )
-            )
+            law = self.mask_ratio, self.average_span_length, self.longest_span
+            needs = [spans_lib.infilling_capacity(length, *law, self.cap_rate)]
+            if pieces > 1:  # one row in L is cut into the most pieces
+                rate = min(self.cap_rate * length / 32, 1.0)
+                needs.append(spans_lib.infilling_capacity(length // pieces, *law, rate, pieces))
         if sentence:  # sentences average more tokens than Poisson spans: the same budget needs fewer of them
             spans = max(needs[0].max_spans if needs else 0, min(32, length // 4))
-            needs.append(Capacity(spans, length, 0.0))
+            needs.append(Capacity(max(spans, pieces), length, 0.0))
         if document:
-            needs.append(Capacity(1, length, 0.0))
+            needs.append(Capacity(pieces, length, 0.0))
         max_spans = self.max_spans or max(need.max_spans for need in needs)
         max_targets = self.max_targets or max(need.max_targets for need in needs)
         # Whole tiles of 8 rows cost nothing extra and often save a padded copy.
         max_spans, max_targets = -(-max_spans // 4) * 4, min(-(-max_targets // 8) * 8, -(-length // 8) * 8)
         return Capacity(max_spans, max_targets, needs[0].cap_rate)
+
+    def max_pieces(self, length: int) -> int:
+        """How many pieces a row of `length` tokens can be cut into."""
+        return pieces_lib.most_pieces(length) if self.short_sequence_prob else 1
 
     def sequence_length(self, length: int) -> int:
         """T for rows of `length` raw tokens: every blank adds its mask and its start token."""
@@ -134,6 +144,7 @@ class CorruptionConfig:
 def assemble(
     tokens: Int[Array, "L"],
     length: Int[Array, ""],
+    pieces: Int[Array, "W"],
     spans: Spans,
     loss_mask: Float[Array, "L"],
     mask_id: Int[Array, ""],
@@ -144,6 +155,8 @@ def assemble(
 ) -> Batch:
     """Lay one example out as Part A, then Part B, given its spans (paper, figure 2). Shapes without the batch axis.
 
+    Several `pieces` (their first columns) stand one behind the other in Part A, each with positions from 0; Part B has
+    the spans of all.
     `bits` (`ablation_bits` of them) feed the random ablations; None when the config has none of them.
     """
     row = tokens.size
@@ -154,6 +167,7 @@ def assemble(
     slot = jnp.arange(used.size)
     count, masked = used.sum(), lengths.sum()
     closed = closed & (not config.masked_lm)
+    several = pieces.size > 1
     sizes = jnp.where(used, lengths + closed, 0)
     total = sizes.sum()
 
@@ -165,17 +179,22 @@ def assemble(
 
     # Per target: its span is the last one that began.
     span = (used[:, None] & (begin[:, None] <= target[None, :])).sum(0) - 1
-    begin, start, size, position = jnp.stack([begin, starts, lengths, mask_column])[:, span]
+    piece_columns = pieces - jnp.where(starts[:, None] < pieces[None, :], shrink[:, None], 0).sum(0)  # in Part A
+    per_span = [begin, starts, lengths, mask_column - _opening(piece_columns, mask_column), closed]
+    if several:
+        per_span.append(spans_lib.piece_of(pieces, starts))
+    begin, start, size, position, closed, *segment = jnp.stack(per_span)[:, span]
     live = target < total
     offset = target - begin
-    is_end = (offset == size) & closed
+    is_end = (offset == size) & (closed > 0)
     source = jnp.clip(start + offset, 0, row - 1)
     target_ids = jnp.where(is_end, special.end, tokens[source])
-    weights = jnp.where(live & ~closed, loss_mask[source], live.astype(jnp.float32))
+    weights = jnp.where(live & (closed == 0), loss_mask[source], live.astype(jnp.float32))
     common = {
         "target_ids": jnp.where(live, target_ids, special.pad),
         "target_weights": weights,
         "target_source": jnp.where(live & ~is_end, source, row),
+        "objective": jnp.int32(0),
     }
 
     if config.masked_lm:
@@ -183,11 +202,11 @@ def assemble(
         in_row = column < length
         return Batch(
             tokens=jnp.where(in_row, jnp.where(inside.any(0), mask_id, tokens), special.pad),
-            position_ids=jnp.where(in_row, column, 0),
+            position_ids=jnp.where(in_row, column - _opening(pieces, column), 0),
             block_position_ids=jnp.zeros_like(column),
             prefix_lengths=length,
             target_index=jnp.where(live, source, 0),
-            objective=jnp.int32(0),
+            segment_ids=jnp.where(in_row, spans_lib.piece_of(pieces, column), 0) if several else None,
             **common,
         )
 
@@ -226,18 +245,18 @@ def assemble(
 
     in_a = column < prefix
     in_b = ~in_a & (column < prefix + total)
-    packed = jnp.stack([inputs, position, block_position], -1)[jnp.clip(column - prefix, 0, target.size - 1)]
+    packed = jnp.stack([inputs, position, block_position, *segment], -1)[jnp.clip(column - prefix, 0, target.size - 1)]
 
     def lay_out(a, b, padding):
         return jnp.where(in_a, a, jnp.where(in_b, b, padding)).astype(jnp.int32)
 
     return Batch(
         tokens=lay_out(part_a, packed[:, 0], special.pad),
-        position_ids=lay_out(column + shift, packed[:, 1] + shift, 0),
+        position_ids=lay_out(column - _opening(piece_columns, column) + shift, packed[:, 1] + shift, 0),
         block_position_ids=lay_out(0, packed[:, 2], 0),
         prefix_lengths=prefix,
         target_index=jnp.where(live, prefix + target, 0),
-        objective=jnp.int32(0),
+        segment_ids=lay_out(spans_lib.piece_of(piece_columns, column), packed[:, 3], 0) if several else None,
         **common,
     )
 
@@ -249,27 +268,9 @@ def ablation_bits(config: CorruptionConfig, length: int) -> int:
     return config.capacity(length).max_targets + config.sequence_length(length) + 1
 
 
-def _crop(bits, tokens, length, is_end, *, special, longest):
-    """A random window of 32 … `longest` - 2 tokens behind a [CLS], snapped to sentence or document ends."""
-    row = tokens.size
-    index = jnp.arange(row)
-    size = 32 + spans_lib.below(bits[0], max(longest - 33, 1))
-    opened = (tokens[0] == special.cls).astype(jnp.int32)
-    body = length - opened
-    start = opened + spans_lib.below(bits[1], jnp.maximum(body - size, 1))
-    is_eos = tokens == special.eos
-    before = jnp.roll(is_end | is_eos, 1)
-    may_start = ((before & ~is_eos) | (index == opened)) & (index <= start)
-    start = jnp.where(may_start, index, 0).max()
-    stops = jnp.where((is_end | is_eos) & (index < start + size), index + 1, 0).max()
-    stop = jnp.where(stops - start < size // 2, start + size, stops)
-    kept = tokens[jnp.clip(start - 1 + index, 0, row - 1)].at[0].set(special.cls)
-    shorter = body > size
-    return (
-        jnp.where(shorter, kept, tokens),
-        jnp.where(shorter, stop - start + 1, length),
-        jnp.where(shorter, start - 1, 0),
-    )
+def _opening(starts, columns):
+    """First column of the piece that each column belongs to."""
+    return jnp.where(starts[:, None] <= columns[None, :], starts[:, None], 0).max(0)
 
 
 def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, config, special):
@@ -278,10 +279,10 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
     slots = capacity.max_spans
     infilling, sentence, document = config.mixture
     widths = {
-        "choice": 6,
+        "choice": 4,
         "infilling": 5 * slots if infilling or config.single_span_prob else 0,
         "sentence": row + slots if sentence else 0,
-        "document": 3 if document else 0,
+        "document": 3 * config.max_pieces(row) if document else 0,
         "ablation": ablation_bits(config, row),
     }
     # One call for all random words of an example: each call costs a key schedule.
@@ -289,11 +290,13 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
     cuts = np.cumsum(list(widths.values()))[:-1]
     bits = dict(zip(widths, jnp.split(words, cuts), strict=True))
 
+    pieces = pieces_lib.whole(tokens, length)
     if config.short_sequence_prob:
-        cropped = _crop(bits["choice"][3:], tokens, length, sentence_ends[tokens], special=special, longest=row)
         short = spans_lib.chance(bits["choice"][2], config.short_sequence_prob)
-        tokens, length = jnp.where(short, cropped[0], tokens), jnp.where(short, cropped[1], length)
-        loss_mask = jnp.where(short, loss_mask[jnp.clip(jnp.arange(row) + cropped[2], 0, row - 1)], loss_mask)
+        ends_text = sentence_ends[tokens] | (tokens == special.eos)
+        pieces = pieces_lib.cut(bits["choice"][3], tokens, length, ends_text, short, cls=special.cls)
+        loss_mask = jnp.append(loss_mask, 0)[pieces.origin]
+    tokens, length, starts, origin = pieces
 
     single = spans_lib.chance(bits["choice"][1], config.single_span_prob)
     edges = np.cumsum(config.mixture)
@@ -308,6 +311,7 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
             bits["infilling"].reshape(5, slots),
             tokens,
             length,
+            starts,
             single=single,
             ratio=config.mask_ratio,
             weights=weights,
@@ -322,6 +326,7 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
             bits["sentence"][row:],
             tokens,
             length,
+            starts,
             sentence_ends[tokens],
             ratio=config.sentence_ratio,
             max_targets=capacity.max_targets,
@@ -331,9 +336,10 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
         options.append((1, special.sentence_mask if config.task_masks else special.mask, drawn))
     if document:
         drawn = spans_lib.document(
-            bits["document"],
+            bits["document"].reshape(3, -1),
             tokens,
             length,
+            starts,
             min_ratio=config.document_min_ratio,
             suffix_prob=config.document_suffix_prob,
             slots=slots,
@@ -351,6 +357,7 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
     batch = assemble(
         tokens,
         length,
+        starts,
         spans,
         loss_mask,
         mask_id,
@@ -358,7 +365,7 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
         special=special,
         bits=bits["ablation"] if widths["ablation"] else None,
     )
-    return batch.replace(objective=objective)
+    return batch.replace(objective=objective, target_source=jnp.append(origin, row)[batch.target_source])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "special"))

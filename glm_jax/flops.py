@@ -14,8 +14,23 @@ def useful_flops(config, batch) -> float:
     targets = np.asarray(batch.target_weights > 0).sum(1).astype(np.float64)
     width, layers = config.hidden_size, config.num_layers
     tokens = prefix + targets
-    pairs_a, pairs_b = prefix**2, targets * prefix + targets * (targets + 1) / 2
+    pairs_a, pairs_b = visible_pairs(prefix, targets, batch.segment_ids)
     dense = 24 * width**2 * tokens * (layers - 1) + (4 * tokens + 20 * targets) * width**2
     attention = 4 * width * ((pairs_a + pairs_b) * (layers - 1) + pairs_b)
     vocabulary = 2 * width * config.vocab_size * targets
     return 3 * float((dense + attention + vocabulary).sum())
+
+
+def visible_pairs(prefix, targets, segment_ids=None) -> tuple[np.ndarray, np.ndarray]:
+    """How many keys the queries of Part A, and those of Part B, see together, per row; [B] each."""
+    if segment_ids is not None:
+        column = np.arange(segment_ids.shape[1])
+        in_a = column < prefix[:, None]
+        in_b = ~in_a & (column < (prefix + targets)[:, None])
+        last = np.max(segment_ids)
+        prefix, targets = (
+            np.stack([np.sum(part & (segment_ids == i), 1) for i in range(1, last + 1)], 1).astype(np.float64)
+            for part in (in_a, in_b)
+        )
+    pairs = prefix**2, targets * prefix + targets * (targets + 1) / 2
+    return pairs if segment_ids is None else tuple(p.sum(1) for p in pairs)

@@ -149,7 +149,7 @@ class Attention(nn.Module):
         x: Float[Array, "BT D"],
         prefix_lengths: Int[Array, "B"],
         query_index: Int[Array, "B K"] | None = None,
-        answer_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         answer_length: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "BK D"], tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]]:
@@ -184,7 +184,7 @@ class Attention(nn.Module):
                 v,
                 prefix_lengths,
                 query_index=query_index,
-                answer_ids=answer_ids,
+                segment_ids=segment_ids,
                 backend=config.attention_backend,
                 dropout_rate=config.attention_dropout,
                 dropout_key=self.make_rng("dropout") if drop else None,
@@ -222,7 +222,7 @@ class Layer(nn.Module):
         x: Float[Array, "BT D"],
         prefix_lengths: Int[Array, "B"],
         query_index: Int[Array, "B K"] | None = None,
-        answer_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         answer_length: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "BK D"], tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]]:
@@ -230,7 +230,7 @@ class Layer(nn.Module):
         config = self.config
         normed = LayerNorm(config.dtype, name="input_layernorm")(x)
         attend = Attention(config, self.deterministic, name="attention")
-        branch, keys_and_values = attend(normed, prefix_lengths, query_index, answer_ids, cache, answer_length)
+        branch, keys_and_values = attend(normed, prefix_lengths, query_index, segment_ids, cache, answer_length)
         x = (x if query_index is None else _rows(x, query_index)) + self._dropout(branch)
         x = nn.with_logical_constraint(x, ("batch", None))
         branch = MLP(config, name="mlp")(LayerNorm(config.dtype, name="post_attention_layernorm")(x))
@@ -271,15 +271,15 @@ class GLM(nn.Module):
         prefix_lengths: Int[Array, "B"],
         target_index: Int[Array, "B K"] | None = None,
         *,
-        answer_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B _ V"]:
         """Float32 logits at every position [B T V], or at the positions `target_index` only [B K V].
 
         With `target_index` the other positions neither meet the vocabulary nor pass the last layer beyond its keys and
-        values. `answer_ids` are for several answers that share one Part A: each token's, 0 in Part A; behind it a token
-        sees only those of its own answer. `deterministic=False` needs rngs={"dropout": key} unless both rates are 0.
-        See `check_lengths` for positions outside the tables.
+        values. `segment_ids` are for several texts in a row, or several answers to one: a token sees those of its own
+        segment, and of segment 0. `deterministic=False` needs rngs={"dropout": key} unless both rates are 0. See
+        `check_lengths` for positions outside the tables.
         """
         hidden = self.hidden_states(
             tokens,
@@ -287,7 +287,7 @@ class GLM(nn.Module):
             block_position_ids,
             prefix_lengths,
             target_index,
-            answer_ids=answer_ids,
+            segment_ids=segment_ids,
             deterministic=deterministic,
         )
         logits = self.word_embeddings.attend(hidden.reshape(-1, self.config.hidden_size))
@@ -302,7 +302,7 @@ class GLM(nn.Module):
         prefix_lengths: Int[Array, "B"],
         target_index: Int[Array, "B K"] | None = None,
         *,
-        answer_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B _ D"]:
         """What the head reads, after the final layer norm; arguments as for the logits."""
@@ -317,7 +317,7 @@ class GLM(nn.Module):
             key, *keys = jax.random.split(self.make_rng("dropout"), config.num_layers + 1)
             keys = jnp.stack(keys)
             x = dropout(x, config.hidden_dropout, key)
-        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys, answer_ids)
+        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys, segment_ids)
         return self.final_layernorm(x).reshape(tokens.shape[0], -1, config.hidden_size)
 
 
@@ -328,7 +328,7 @@ def apply_layers(
     prefix_lengths: Int[Array, "B"],
     target_index: Int[Array, "B K"] | None = None,
     dropout_keys: Any | None = None,
-    answer_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "BK D"]:
     """Runs the stacked parameters `layers` over x; the last layer only at `target_index` where that is given."""
 
@@ -336,7 +336,7 @@ def apply_layers(
         params, key = params_and_key
         layer = Layer(config, deterministic=key is None, parent=None)  # applied to its parameters, owned by none
         rngs = None if key is None else {"dropout": key}
-        return layer.apply({"params": params}, x, prefix_lengths, query_index, answer_ids, rngs=rngs)[0]
+        return layer.apply({"params": params}, x, prefix_lengths, query_index, segment_ids, rngs=rngs)[0]
 
     if config.remat != "none":
         # Inside a scan nothing can be merged across the barrier, so XLA need not be kept from trying.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
-UNUSED = 2**16  # start of a slot without a span: behind every row
+UNUSED = 2**16  # start of a slot without a span or piece: behind every row
 
 
 class Spans(NamedTuple):
@@ -22,7 +22,7 @@ class Spans(NamedTuple):
 
     starts: Int[Array, "S"]  # first raw token of the span
     lengths: Int[Array, "S"]
-    closed: Bool[Array, ""]  # whether answers end with the end token (not in suffix generation)
+    closed: Bool[Array, "S"]  # whether the answer ends with the end token (not in suffix generation)
 
 
 class Capacity(NamedTuple):
@@ -47,8 +47,10 @@ def budgets(ratio: float, longest: int) -> np.ndarray:
 
 
 @functools.cache
-def infilling_capacity(length: int, ratio: float, average: float, longest: int, rate: float) -> Capacity:
-    """The smallest S and K that blank infilling of `length` tokens overflows with probability `rate` at most.
+def infilling_capacity(
+    length: int, ratio: float, average: float, longest: int, rate: float, pieces: int = 1
+) -> Capacity:
+    """The smallest S and K that blank infilling of `pieces` times `length` tokens overflows with probability `rate`.
 
     Exact: the law of (number of draws, masked tokens) when lengths are drawn until int(ratio · length) is reached.
     """
@@ -58,21 +60,18 @@ def infilling_capacity(length: int, ratio: float, average: float, longest: int, 
     weights = length_weights(average, longest)
     alive = np.zeros(budget)  # probability of each sum below the budget after c draws
     alive[0] = 1.0
-    stopped = []  # per number of draws: probability of stopping with that many masked tokens
-    for _ in range(budget):
+    count_law, targets_law = np.zeros(budget + 1), np.zeros(2 * budget + longest + 1)
+    for draws in range(1, budget + 1):
         total = np.convolve(alive, np.concatenate([[0.0], weights]))
-        stopped.append(total[budget:])
-        alive = total[:budget]
-    count_law = np.array([s.sum() for s in stopped])
-    above = 1 - np.cumsum(count_law)
-    max_spans = int(np.argmax(above <= rate / 2)) + 1
-    targets_law = np.zeros(2 * budget + longest + 1)
-    for draws, law in enumerate(stopped[:max_spans], start=1):
-        for over, probability in enumerate(law):
-            targets_law[budget + over + draws] += probability
-    tail = targets_law.sum() - np.cumsum(targets_law)
-    max_targets = int(np.argmax(tail <= rate / 2))
-    return Capacity(max_spans, max_targets, float(above[max_spans - 1] + max(tail[max_targets], 0.0)))
+        stopped, alive = total[budget:], total[:budget]  # stopped: with that many masked tokens
+        count_law[draws] = stopped.sum()
+        targets_law[budget + draws : budget + draws + stopped.size] += stopped
+    counts, targets = np.ones(1), np.ones(1)
+    for _ in range(pieces):
+        counts, targets = np.convolve(counts, count_law), np.convolve(targets, targets_law)
+    more_spans, more_targets = 1 - np.cumsum(counts), 1 - np.cumsum(targets)
+    max_spans, max_targets = (int(np.argmax(more <= rate / 2)) for more in (more_spans, more_targets))
+    return Capacity(max_spans, max_targets, float(more_spans[max_spans] + max(more_targets[max_targets], 0.0)))
 
 
 def below(bits: UInt32[Array, "..."], bound: int | Int[Array, "..."]) -> Int[Array, "..."]:
@@ -112,6 +111,11 @@ def in_part_b_order(
     return jnp.where(free, UNUSED, starts), jnp.where(moves, lengths[:, None], 0).sum(0)
 
 
+def _lengths(bits, weights):
+    thresholds = np.minimum(np.round(np.cumsum(weights)[:-1] * 2**32), 2**32 - 1).astype(np.uint32)
+    return 1 + (bits[:, None] >= thresholds[None, :]).sum(1)
+
+
 def draw_lengths(
     bits: UInt32[Array, "S"], budget: Int[Array, ""], weights: np.ndarray, max_targets: int, single: Bool[Array, ""]
 ) -> tuple[Int[Array, "S"], Bool[Array, "S"]]:
@@ -119,24 +123,40 @@ def draw_lengths(
 
     The last draw is not trimmed (as in the original). Drawing stops early at S spans or `max_targets` targets.
     """
-    thresholds = np.minimum(np.round(np.cumsum(weights)[:-1] * 2**32), 2**32 - 1).astype(np.uint32)
-    lengths = 1 + (bits[:, None] >= thresholds[None, :]).sum(1)
+    lengths = _lengths(bits, weights)
     index = jnp.arange(lengths.size)
     before = jnp.where(index[:, None] < index[None, :], lengths[:, None], 0).sum(0)
     drawn = jnp.where(single, index == 0, before < budget) & (before + lengths + index + 1 <= max_targets)
     return jnp.where(drawn, lengths, 0), drawn
 
 
-def segments(
-    tokens: Int[Array, "L"], length: Int[Array, ""], cls: int, eos: int, max_segments: int
-) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
-    """Starts and usable lengths of a row's documents, longest first; equally long ones in row order.
+def piece_of(starts: Int[Array, "W"], columns: Int[Array, "N"]) -> Int[Array, "N"]:
+    """Which piece of the row, from 1, each column belongs to."""
+    return (starts[:, None] <= columns[None, :]).sum(0)
 
-    Document boundaries and a [CLS] are never part of a segment; nor is the last token of a row that was cut off.
+
+def piece_lengths(starts: Int[Array, "W"], length: Int[Array, ""]) -> Int[Array, "W"]:
+    """Tokens of each piece of a row of `length` tokens; 0 where there is none."""
+    behind = jnp.minimum(jnp.concatenate([starts[1:], jnp.full(1, UNUSED, starts.dtype)]), length)
+    return jnp.maximum(behind - starts, 0)
+
+
+def _ends_piece(starts, length, row):
+    """Whether a column is the last of its piece, bool [L]."""
+    index = jnp.arange(row)
+    return (index == length - 1) | ((starts[:, None] == index[None, :] + 1).any(0) & (index < length))
+
+
+def segments(
+    tokens: Int[Array, "L"], length: Int[Array, ""], pieces: Int[Array, "W"], cls: int, eos: int, max_segments: int
+) -> tuple[Int[Array, "D"], Int[Array, "D"]]:
+    """Starts and usable lengths of the documents in a row's pieces, longest first; equally long ones in row order.
+
+    Document boundaries and a [CLS] are never part of a segment; nor is the last token of a piece that was cut off.
     """
     row = tokens.size
     index = jnp.arange(row)
-    ends = ((tokens == eos) | (index == length - 1)) & (index < length)
+    ends = ((tokens == eos) & (index < length)) | _ends_piece(pieces, length, row)
     is_cls = (tokens == cls).astype(jnp.int32)
     after = jnp.where(ends, index + 1 + jnp.roll(is_cls, -1), 0)
     first = jnp.maximum(jnp.roll(jax.lax.cummax(after), 1).at[0].set(0), is_cls[0])
@@ -153,6 +173,7 @@ def blank_infilling(
     bits: UInt32[Array, "5 S"],
     tokens: Int[Array, "L"],
     length: Int[Array, ""],
+    pieces: Int[Array, "W"],
     *,
     single: Bool[Array, ""],
     ratio: float,
@@ -164,22 +185,23 @@ def blank_infilling(
 ) -> Spans:
     """Short spans with Poisson lengths until `ratio` of the row is masked (paper, section 2.1).
 
-    Shorter documents of a row take spans first, up to `ratio` of their own length; the longest takes the rest. Inside
-    a document spans never touch, and the gaps are sorted independent draws, not uniform over placements: that is what
-    the original does. Spans that fit nowhere stay unmasked, where the original drops the whole example.
+    Shorter documents of a row take spans first, up to `ratio` of their own length; the longest takes the rest. In a row
+    of several `pieces` (their first columns) every piece is masked like a row. Inside a document spans never touch, and
+    the gaps are sorted independent draws, not uniform over placements: that is what the original does. Spans that fit
+    nowhere stay unmasked, where the original drops the whole example.
     """
     row = tokens.size
-    drawn_lengths, drawn = draw_lengths(bits[0], jnp.asarray(budgets(ratio, row))[length], weights, max_targets, single)
-    count = drawn.sum()
+    budgets_of = jnp.asarray(budgets(ratio, row))
+    drawn_lengths, drawn = draw_lengths(bits[0], budgets_of[length], weights, max_targets, single)
     slot = jnp.arange(drawn.size)
     place = jnp.where(drawn, _rank(bits[1], drawn), -1)
     lengths = jnp.where(place[:, None] == slot[None, :], drawn_lengths[:, None], 0).sum(0)  # in random order
-    used = slot < count
+    used = slot < drawn.sum()
 
     # Only a segment with a budget of one token can take a span, so fewer than row / (1/ratio + 2) of them matter.
     max_segments = min(row, row // (math.ceil(1 / ratio) + 2) + 2) if ratio < 1 else row
-    segment_starts, segment_lengths = segments(tokens, length, cls, eos, max_segments)
-    segment_budgets = jnp.asarray(budgets(ratio, row))[segment_lengths].at[0].set(0)
+    segment_starts, segment_lengths = segments(tokens, length, pieces, cls, eos, max_segments)
+    segment_budgets = budgets_of[segment_lengths].at[0].set(0)
     roomy = (segment_budgets[:, None] >= lengths[None, :]).sum(0)  # segments 1 … roomy can hold the span
 
     def assign(state, span):  # segments are visited from the shortest to the longest (index 0)
@@ -193,12 +215,17 @@ def blank_infilling(
 
     start = (jnp.int32(max_segments - 1), jnp.int32(0), segment_budgets[max_segments - 1])
     _, segment = jax.lax.scan(assign, start, (lengths, roomy, used))
+    if pieces.size > 1:
+        several = pieces[1] < UNUSED
+        by_piece = _draw_by_segment(bits[0], segment_lengths, budgets_of, weights, max_targets, single)
+        whole_row = lengths, used, segment
+        lengths, used, segment = jax.tree.map(functools.partial(jnp.where, several), by_piece, whole_row)
 
     same = (segment[:, None] == segment[None, :]) & used[:, None] & used[None, :]
     earlier = same & (slot[:, None] < slot[None, :])
     room = segment_lengths[segment]
     prior = jnp.where(earlier, lengths[:, None] + 1, 0).sum(0)
-    used &= (segment > 0) | (prior + lengths <= room)
+    used &= prior + lengths <= room
     lengths = jnp.where(used, lengths, 0)
     same &= used[:, None] & used[None, :]
 
@@ -211,7 +238,28 @@ def blank_infilling(
     gap = jnp.floor(up_to / jnp.where(used, whole, 1) * free).astype(jnp.int32)
     gap = jnp.minimum(gap, free - 1)
     starts = segment_starts[segment] + prior + gap
-    return Spans(*in_part_b_order(bits[4], starts, lengths, shuffle), jnp.bool_(True))
+    return Spans(*in_part_b_order(bits[4], starts, lengths, shuffle), jnp.ones_like(used))
+
+
+def _draw_by_segment(bits, segment_lengths, budgets_of, weights, max_targets, single):
+    """Lengths [S], which are used, and the segments they go to, when every segment takes spans until it has enough."""
+    lengths = _lengths(bits, weights)
+    # A row's budget counts its [CLS] and its last token, of which a segment knows nothing.
+    enough = jnp.where(segment_lengths > 0, budgets_of[jnp.minimum(segment_lengths + 2, budgets_of.size - 1)], 0)
+
+    def visit(state, size):  # from the longest to the shortest
+        segment, taken = state
+        full = (taken >= enough[segment]) | (single & (taken > 0))
+        segment = jnp.minimum(segment + full, enough.size - 1)
+        taken = jnp.where(full, 0, taken) + size
+        return (segment, taken), segment
+
+    _, segment = jax.lax.scan(visit, (jnp.int32(0), jnp.int32(0)), lengths)
+    used = enough[segment] > 0
+    # The last segment may be visited for ever.
+    laid = jnp.cumsum(jnp.where(used, lengths + 1, 0))
+    used &= laid <= max_targets
+    return jnp.where(used, lengths, 0), used, segment
 
 
 def sentences(
@@ -219,6 +267,7 @@ def sentences(
     bits: UInt32[Array, "S"],
     tokens: Int[Array, "L"],
     length: Int[Array, ""],
+    pieces: Int[Array, "W"],
     is_end: Bool[Array, "L"],
     *,
     ratio: float,
@@ -227,37 +276,44 @@ def sentences(
     eos: int,
     shuffle: bool,
 ) -> Spans:
-    """Whole sentences in random order until `ratio` of the row is masked, at least one (paper, section 2.2).
+    """Whole sentences in random order until `ratio` of every piece is masked, at least one (paper, section 2.2).
 
     A sentence ends with a token for which `is_end` holds; text between the last such token and a document's end is
-    no candidate, except at the end of the row. A [CLS] inside the row belongs to the sentence that it opens.
+    no candidate, except at the end of a piece. A [CLS] inside a piece belongs to the sentence that it opens. `pieces`
+    are the first columns of the row's pieces.
     """
     row = tokens.size
     index = jnp.arange(row)
     inside = index < length
     is_end = is_end & inside
     boundary = is_end | ((tokens == eos) & inside)
+    rest = _ends_piece(pieces, length, row) & ~boundary  # a piece's unfinished rest is a candidate too
     last = jax.lax.cummax(jnp.where(boundary, index + 1, 0))
-    begin = jnp.maximum(jnp.roll(last, 1).at[0].set(0), (tokens[0] == cls).astype(last.dtype))
-    closing = is_end | ((index == length - 1) & ~boundary)  # the row's unfinished rest is a candidate too
-    candidate = closing & (begin <= index)
+    opening = (pieces[:, None] == index[None, :]).any(0) & (tokens == cls)
+    # A sentence begins behind the last one, and behind the [CLS] of its piece.
+    begin = jnp.maximum(jnp.roll(last, 1).at[0].set(0), jax.lax.cummax(jnp.where(opening, index + 1, 0)))
+    candidate = (is_end | rest) & (begin <= index)
     slots = bits.size
     key = jnp.where(candidate, 1.0 + (row_bits >> 8).astype(jnp.float32), 0.0)
     drawn, end = jax.lax.top_k(key, slots)
     starts = begin[end]
     lengths = jnp.where(drawn > 0, end + 1 - starts, 0)
     slot = jnp.arange(slots)
-    before = jnp.where(slot[:, None] < slot[None, :], lengths[:, None], 0).sum(0)
-    budget = jnp.asarray(budgets(ratio, row))[length]
-    used = (lengths > 0) & ((slot == 0) | (before < budget)) & (before + lengths + slot + 1 <= max_targets)
-    lengths = jnp.where(used, lengths, 0)
-    return Spans(*in_part_b_order(bits, starts, lengths, shuffle), jnp.bool_(True))
+    piece = piece_of(pieces, end)
+    earlier = (slot[:, None] < slot[None, :]) & (piece[:, None] == piece[None, :])
+    before = jnp.where(earlier, lengths[:, None], 0).sum(0)
+    budget = jnp.asarray(budgets(ratio, row))[piece_lengths(pieces, length)[piece - 1]]
+    wanted = (lengths > 0) & (~earlier.any(0) | (before < budget))
+    laid = jnp.where(slot[:, None] <= slot[None, :], jnp.where(wanted, lengths + 1, 0)[:, None], 0).sum(0)
+    lengths = jnp.where(wanted & (laid <= max_targets), lengths, 0)
+    return Spans(*in_part_b_order(bits, starts, lengths, shuffle), jnp.ones(slots, bool))
 
 
 def document(
-    bits: UInt32[Array, "3"],
+    bits: UInt32[Array, "3 W"],
     tokens: Int[Array, "L"],
     length: Int[Array, ""],
+    pieces: Int[Array, "W"],
     *,
     min_ratio: float,
     suffix_prob: float,
@@ -265,22 +321,30 @@ def document(
     cls: int,
     eos: int,
 ) -> Spans:
-    """One long span: the row's end, or one blank anywhere in a row that holds one document (paper, section 2.2).
+    """One long span a piece: its end, or a blank anywhere if it holds one document (paper, section 2.2).
 
-    The length is uniform over int(min_ratio · n) … n - 2. A suffix has no end token: it ends where the row ends.
+    The length is uniform over int(min_ratio · n) … n - 2. A suffix has no end token: it ends where the piece ends.
+    `pieces` are the first columns of the row's pieces; for an uncut row it is the row.
     """
     row = tokens.size
     index = jnp.arange(row)
-    least = jnp.asarray(budgets(min_ratio, row))[length]
-    most = jnp.maximum(length - 2, 0)
+    lengths = piece_lengths(pieces, length)
+    first, last = pieces[:, None], (pieces + lengths - 1)[:, None]
+    least = jnp.asarray(budgets(min_ratio, row))[lengths]
+    most = jnp.maximum(lengths - 2, 0)
     least = jnp.minimum(least, most)
     generated = least + below(bits[0], most - least + 1)
-    several = ((tokens == eos) & (index < length - 1)).any()
+    several = ((tokens == eos)[None, :] & (first <= index[None, :]) & (index[None, :] < last)).any(1)
     suffix = several | chance(bits[1], suffix_prob)
-    usable_start = (tokens[0] == cls).astype(jnp.int32)
-    usable = jnp.maximum(length - 1 - usable_start, 0)  # neither [CLS] nor the row's last token
+    opened = (tokens[jnp.minimum(pieces, row - 1)] == cls).astype(jnp.int32)
+    usable = jnp.maximum(lengths - 1 - opened, 0)  # neither [CLS] nor the last token
     generated = jnp.where(suffix, generated, jnp.minimum(generated, usable))
-    anywhere = usable_start + below(bits[2], usable - generated + 1)
-    start = jnp.where(suffix, length - generated, anywhere)
-    used = (jnp.arange(slots) == 0) & (generated > 0)
-    return Spans(jnp.where(used, start, UNUSED), jnp.where(used, generated, 0), jnp.logical_not(suffix))
+    anywhere = opened + below(bits[2], usable - generated + 1)
+    starts = pieces + jnp.where(suffix, lengths - generated, anywhere)
+    used = generated > 0
+    behind = (0, slots - used.size)
+    return Spans(
+        jnp.pad(jnp.where(used, starts, UNUSED), behind, constant_values=UNUSED),
+        jnp.pad(jnp.where(used, generated, 0), behind),
+        jnp.pad(~suffix, behind, constant_values=True),
+    )

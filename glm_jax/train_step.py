@@ -91,6 +91,7 @@ def apply_loss(
         batch.block_position_ids,
         batch.prefix_lengths,
         batch.target_index,
+        segment_ids=batch.segment_ids,
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     )

@@ -57,7 +57,8 @@ def test_the_originals_draws_give_the_originals_placement(fidelity):
         lengths.append(case["total"] + 4)
         expected.append(np.pad(np.array(case["spans"]).T, ((0, 0), (0, slots - len(gaps)))))
     place = functools.partial(
-        spans.blank_infilling, single=jax.numpy.bool_(False), ratio=0.99, weights=np.full(LONGEST, 1 / LONGEST),
+        spans.blank_infilling, pieces=jax.numpy.zeros(1, int), single=jax.numpy.bool_(False), ratio=0.99,
+        weights=np.full(LONGEST, 1 / LONGEST),
         max_targets=LONGEST - 1, cls=CLS, eos=EOS, shuffle=False,
     )  # fmt: skip
     found = jax.jit(jax.vmap(place))(np.stack(words), np.stack(tokens).astype(np.int32), np.array(lengths, np.int32))

@@ -169,7 +169,7 @@ def forward(
             batch.block_position_ids,
             batch.prefix_lengths,
             target_index=batch.target_index,
-            answer_ids=rows.answer_ids,
+            segment_ids=rows.answer_ids,
             **options,
         )
 

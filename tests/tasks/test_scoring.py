@@ -169,9 +169,9 @@ def test_one_answer_is_the_plain_rule():
     prefixes = jnp.array([3, 5], jnp.int32)
     answers = (jnp.arange(8)[None] >= prefixes[:, None]).astype(jnp.int32)
     plain = attention(q, k, v, prefixes)
-    np.testing.assert_array_equal(attention(q, k, v, prefixes, answer_ids=answers), plain)
+    np.testing.assert_array_equal(attention(q, k, v, prefixes, segment_ids=answers), plain)
     columns = jnp.array([[7, 3], [6, 2]], jnp.int32)
-    few = attention(q[:, :2], k, v, prefixes, query_index=columns, answer_ids=answers)
+    few = attention(q[:, :2], k, v, prefixes, query_index=columns, segment_ids=answers)
     np.testing.assert_array_equal(few, attention(q[:, :2], k, v, prefixes, query_index=columns))
 
 
