@@ -46,7 +46,7 @@ def everywhere(model: GLM, corrupt_rows: Callable, *, vocabulary: bool) -> Objec
     def objective(params: Any, rows: Any, dropout_key: Any = None, score: bool = False):
         batch = corrupt_rows(rows)
         inputs = batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths
-        options = {"deterministic": dropout_key is None, "rngs": None}
+        options = {"segment_ids": batch.segment_ids, "deterministic": dropout_key is None, "rngs": None}
         if dropout_key is not None:
             options["rngs"] = {"dropout": dropout_key}
         if vocabulary:

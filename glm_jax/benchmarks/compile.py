@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from glm_jax import config as defaults
 from glm_jax import data, program
 from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
+from glm_jax.model import GLMConfig
 from glm_jax.planning.estimate import abstract_rows
 
 DEEPER = 1.2  # what the deepest step may cost, in compilations of the shallowest
@@ -29,14 +30,17 @@ _FIRST_STEP = "first step done"
 def run(config: ConfigDict, depths: tuple[int, ...] = (12, 48), width: int = 64, size: str = "base") -> dict:
     """Compiles a small model at each of `depths`, and starts `config` twice with a model of a named `size`.
 
-    The started run computes in float32 without dropout, reads the config's text, and is ended after its first step.
-    `size` "config" leaves the model as the config says.
+    The started run computes in float32 without dropout, reads the config's text, 4 rows a step and device, and is ended
+    after its first step. `size` "config" starts what the config says.
     """
     compiled = {str(depth): _compilation(depth, width) for depth in depths}
     own = config.copy_and_resolve_references()
     if size != "config":
         own.model.update(defaults.pretrain().model)
-        own.model.update({"size": size, "dtype": "float32", "hidden_dropout": 0.0, "attention_dropout": 0.0})
+        vocabulary = GLMConfig.named(size).vocab_size
+        own.model.update({"size": size, "vocab_size": vocabulary, "dtype": "float32"})
+        own.model.hidden_dropout = own.model.attention_dropout = 0.0
+        own.batch_size = 4 * jax.device_count()
     data.load(own.data.to_dict())  # preparing text is not what is measured
     with tempfile.TemporaryDirectory() as folder:
         own.compilation_cache = f"{folder}/compiled"
@@ -52,7 +56,7 @@ def run(config: ConfigDict, depths: tuple[int, ...] = (12, 48), width: int = 64,
         "first_step_cold_seconds": cold,
         "first_step_warm_seconds": warm,
         "first_step_bound_seconds": WARM,
-        "started": size if size != "config" else "the config's model",
+        "started": "the config" if size == "config" else f"{size}, {own.batch_size} rows of {own.data.sequence_length}",
         "counting": "compilation without any cache, of scanned layers; starts from the call of the interpreter until "
         "the first step of the trainer is done, its text prepared",
     }
