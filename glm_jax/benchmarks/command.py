@@ -24,7 +24,7 @@ class Measurement:
 
 
 MEASUREMENTS = {
-    "step": Measurement("one optimizer step of a config", _QUICKSTART),
+    "step": Measurement("one optimizer step of a config", _QUICKSTART, {"repeats": (7, "steps, whose median counts")}),
     "corruption": Measurement(
         "rows to batches, examples a second",
         options={"length": (512, "raw tokens of a row"), "batch": (256, "examples at once")},

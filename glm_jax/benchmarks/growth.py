@@ -30,7 +30,7 @@ class Point:
     useful_flops: float  # of all devices
 
 
-def run(picture: str = "", largest: int = 16, repeats: int = 5) -> dict:
+def run(picture: str = "", largest: int = 16, repeats: int = 7) -> dict:
     """Sweeps one size at a time up to `largest` times its first; the others stay at 4 rows of 128 tokens, 4 layers.
 
     Devices are fake ones on a CPU: they share its cores, so the time of a fixed batch should stay as it is, and a
@@ -65,7 +65,7 @@ def run(picture: str = "", largest: int = 16, repeats: int = 5) -> dict:
             for name, points in sweeps.items()
         },
         "picture": picture or None,
-        "counting": "median seconds of a step; temporaries and state of one device, as its compiler reports them; "
+        "counting": "least seconds of a step among several; temporaries and state of one device, as its compiler reports them; "
         "useful work as in glm_jax/flops.py",
     }
 
@@ -108,7 +108,7 @@ def measure(**sizes: int) -> Point:
             carried[0], metrics = built.train_step(carried[0], rows)
             return metrics
 
-        spent = seconds(step, repeats=sizes["repeats"])
+        spent = seconds(step, repeats=sizes["repeats"], choose=min)
     return Point(spent, memory.temp_size_in_bytes, held, useful_flops(built.model.config, batch))
 
 
@@ -122,20 +122,21 @@ def draw(sweeps: dict[str, dict[int, Point]], path: str) -> None:
     figure, axes = pyplot.subplots(2, len(sweeps), figsize=(13, 6), layout="constrained", sharex="col")
     for column, (name, points) in enumerate(sweeps.items()):
         sizes, time, memory = list(points), axes[0][column], axes[1][column]
-        time.plot(sizes, [p.seconds for p in points.values()], marker="o", label="step")
-        last = points[sizes[-1]]
-        work = [last.seconds * p.useful_flops / last.useful_flops for p in points.values()]
-        time.plot(sizes, work, linestyle="--", color="gray", label="useful work, through the last point")
-        memory.plot(sizes, [p.temporary_bytes / 1e6 for p in points.values()], marker="o", label="temporaries")
-        memory.plot(sizes, [p.state_bytes / 1e6 for p in points.values()], marker="s", label="state")
+        time.plot(sizes, [1e3 * p.seconds for p in points.values()], marker="o", label="step")
+        scale = np.exp(np.mean([np.log(p.seconds / p.useful_flops) for p in points.values()]))
+        work = [1e3 * scale * p.useful_flops for p in points.values()]
+        time.plot(sizes, work, linestyle="--", color="gray", label="useful work, scaled to fit")
+        memory.plot(sizes, [p.temporary_bytes / 2**20 for p in points.values()], marker="o", label="temporaries")
+        memory.plot(sizes, [p.state_bytes / 2**20 for p in points.values()], marker="s", label="state")
         memory.set_xlabel(name)
         for plot in (time, memory):
             plot.set_xscale("log", base=2)
-            plot.set_yscale("log")
+            plot.set_yscale("log", base=2)
+            plot.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1 else f"{value:.2g}")
             plot.set_xticks(sizes, [str(size) for size in sizes])
             plot.grid(alpha=0.3)
-    axes[0][0].set_ylabel("seconds")
-    axes[1][0].set_ylabel("MB of a device")
+    axes[0][0].set_ylabel("milliseconds")
+    axes[1][0].set_ylabel("MiB of a device")
     axes[0][0].legend(fontsize=8)
     axes[1][0].legend(fontsize=8)
     temporary = pathlib.Path(path).with_name(f".{os.getpid()}.{pathlib.Path(path).name}")

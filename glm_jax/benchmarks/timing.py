@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 
 
-def seconds(function: Callable, *arguments, repeats: int = 7) -> float:
-    """Median seconds of `function(*arguments)` until its result is ready, after two calls that do not count."""
+def seconds(function: Callable, *arguments, repeats: int = 7, choose: Callable = statistics.median) -> float:
+    """Seconds of `function(*arguments)` until its result is ready, after two calls that do not count.
+
+    Of several, `choose` takes one: the median, or the least where other work on the machine should not show.
+    """
     for _ in range(2):
         jax.block_until_ready(function(*arguments))
     times = []
@@ -17,7 +20,7 @@ def seconds(function: Callable, *arguments, repeats: int = 7) -> float:
         began = time.perf_counter()
         jax.block_until_ready(function(*arguments))
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return choose(times)
 
 
 def matmul_flops_per_second(dtype: str = "float32", size: int | None = None) -> float:
