@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from glm_jax.dropout import keep_mask, mask_seeds
 from glm_jax.sharding import shards
 
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
@@ -38,14 +39,6 @@ def visible(
     if query_segment is None:
         return seen
     return seen & ((query_segment == key_segment) | (key_segment == 0))
-
-
-def dropout(x: Float[Array, "*shape"], rate: float, key: Any | None) -> Float[Array, "*shape"]:
-    """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate); no key or rate 0: x itself."""
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def attention(
@@ -81,18 +74,61 @@ def attention(
 
 def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):
     """The rule written out: all scores at once, [B N Q T]. The reference for every other backend."""
-    # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32, precision=precision)
     key_index = jnp.arange(k.shape[1], dtype=jnp.int32)
     segments = ()
     if segment_ids is not None:
         asking = jnp.broadcast_to(query_index, q.shape[:2])
         segments = jnp.take_along_axis(segment_ids, asking, axis=1)[:, :, None], segment_ids[:, None, :]
     seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :], *segments)
-    scores = jnp.where(seen[:, None], scores * q.shape[-1] ** -0.5, _HIDDEN)
-    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, dropout_key).astype(q.dtype)
-    return jnp.einsum("bnqk,bknh->bqnh", probabilities, v, precision=precision)
+    seeds = None if dropout_key is None or dropout_rate == 0.0 else mask_seeds(dropout_key)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # one transposition instead of one in every product
+    return jnp.swapaxes(_attend(q, k, v, seen[:, None], seeds, dropout_rate), 1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q, k, v, seen, seeds, rate):
+    """[B N Q H], [B N T H] twice, bool [B 1 Q T], uint32 [2] or None -> [B N Q H]."""
+    return _attend_forward(q, k, v, seen, seeds, rate)[0]
+
+
+# The softmax is never divided: its sums divide the results, which are T / H times smaller. The gradient needs no sum
+# over the products of probabilities and their gradients either: that is the product of result and gradient.
+
+
+def _attend_forward(q, k, v, seen, seeds, rate):
+    scores = _contract("bnqh,bnkh->bnqk", q, k, jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(seen, scores, _HIDDEN)
+    powers = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    sums = jnp.sum(powers, axis=-1, keepdims=True) * (1.0 if seeds is None else 1.0 - rate)
+    powers = powers.astype(q.dtype)
+    out = (_contract("bnqk,bnkh->bnqh", _drop(powers, seeds, rate), v, jnp.float32) / sums).astype(q.dtype)
+    return out, (q, k, v, powers, sums, out, seeds)
+
+
+def _attend_backward(rate, saved, d_out):
+    q, k, v, powers, sums, out, seeds = saved
+    d_out = d_out.astype(jnp.float32) / sums
+    correction = jnp.sum(d_out * out, axis=-1, keepdims=True) * (1.0 if seeds is None else 1.0 - rate)
+    d_out = d_out.astype(q.dtype)
+    d_v = _contract("bnqk,bnqh->bnkh", _drop(powers, seeds, rate), d_out, v.dtype)
+    d_powers = _drop(_contract("bnqh,bnkh->bnqk", d_out, v, jnp.float32), seeds, rate)
+    d_scores = (powers * (d_powers - correction) * q.shape[-1] ** -0.5).astype(q.dtype)
+    d_q = _contract("bnqk,bnkh->bnqh", d_scores, k, q.dtype)
+    d_k = _contract("bnqk,bnqh->bnkh", d_scores, q, k.dtype)
+    return d_q, d_k, d_v, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _drop(x, seeds, rate):
+    return x if seeds is None else jnp.where(keep_mask(seeds, rate, x.shape), x, jnp.zeros_like(x))
+
+
+def _contract(axes, x, y, dtype):
+    # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(axes, x, y, precision=precision, preferred_element_type=dtype)
 
 
 def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):

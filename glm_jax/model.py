@@ -19,7 +19,8 @@ import numpy as np
 from flax.core import meta
 from jaxtyping import Array, Float, Int
 
-from glm_jax.attention import BACKENDS, KVCache, attention, cached_attention, dropout
+from glm_jax.attention import BACKENDS, KVCache, attention, cached_attention
+from glm_jax.dropout import dropout
 from glm_jax.layers import DENSE, Embedding, LayerNorm, Linear
 
 # What a layer keeps for the backward pass, from everything to nothing.
