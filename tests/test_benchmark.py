@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -67,7 +68,7 @@ def test_step_benchmark_states_its_bound(tmp_path):
 
 def test_step_benchmark_takes_the_vocabulary_of_a_named_size(tmp_path):
     config = tiny_run.config(tmp_path)
-    config.model.update({"size": "base", "num_layers": 1})
+    config.model.update({"size": "base", "num_layers": 1})  # as wide as the tiny run
     small = step.run(config, repeats=1)["useful_flops_per_raw_token"]
     with config.model.ignore_type():
         config.model.vocab_size = 2 * 30592
@@ -209,6 +210,14 @@ def test_keys_and_options_reach_the_measurement():
     _, measure = command.parse(["decode", "--batches", "2", "3", "--layers=1"])
     assert measure.keywords["batches"] == (2, 3)
     assert measure.keywords["layers"] == 1
+
+
+def test_the_commands_of_the_page_are_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "performance.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line)[4:] for line in page.splitlines() if line.startswith("$ python -m glm_jax.benchmark")]
+    verbs = {command.parse(words)[0] for words in commands}
+    assert verbs == set(command.MEASUREMENTS)
 
 
 def test_every_measurement_takes_its_options():
