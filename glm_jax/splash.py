@@ -50,6 +50,28 @@ def splash_attention(
     return split(q, k, v, prefix_lengths)
 
 
+def splash_backend(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):
+    """As the backends of glm_jax/attention.py. Queries at some positions only (the last layer's) go the dense way.
+
+    Raises ValueError for what the kernel cannot express: dropout of attention, and several texts in a row.
+    """
+    if dropout_key is not None and dropout_rate:
+        raise ValueError(
+            f"attention backend 'splash' drops no attention: set attention_dropout to 0, not {dropout_rate}, or choose "
+            "attention_backend 'chunked'"
+        )
+    if segment_ids is not None:
+        raise ValueError(
+            "attention backend 'splash' knows one text a row: set corruption.short_sequence_prob to 0, or choose "
+            "attention_backend 'chunked'"
+        )
+    if q.shape[1] != k.shape[1]:
+        from glm_jax.attention import dense_attention
+
+        return dense_attention(q, k, v, prefix_lengths, query_index, 0.0, None)
+    return splash_attention(q, k, v, prefix_lengths)  # as many queries as keys: a row has fewer targets than columns
+
+
 def _local(q, k, v, prefix_lengths, *, interpret):
     length, heads, width = q.shape[1:]
     padded = -(-length // _LANES) * _LANES

@@ -7,7 +7,7 @@ import pytest
 
 from glm_jax import sharding
 from glm_jax.attention import dense_attention
-from glm_jax.splash import splash_attention
+from glm_jax.splash import splash_attention, splash_backend
 
 
 def _inputs(batch, length, heads=2, width=64):
@@ -43,3 +43,21 @@ def test_a_mesh_changes_nothing():
     with jax.set_mesh(mesh), sharding.logical_axis_rules():
         split = jax.jit(lambda *a: splash_attention(*a, interpret=True))(q, k, v, prefixes)
     np.testing.assert_allclose(split, alone, atol=1e-6)
+
+
+def test_what_it_cannot_express_is_refused():
+    q, k, v, _ = _inputs(1, 128)
+    prefixes, index = jnp.array([40]), jnp.arange(128)[None, :]
+    with pytest.raises(ValueError, match="set attention_dropout to 0, not 0.1"):
+        splash_backend(q, k, v, prefixes, index, 0.1, jax.random.key(0))
+    with pytest.raises(ValueError, match="knows one text a row"):
+        splash_backend(q, k, v, prefixes, index, 0.0, None, jnp.ones((1, 128), jnp.int32))
+
+
+def test_queries_at_targets_are_dense():
+    q, k, v, _ = _inputs(2, 128)
+    prefixes, index = jnp.array([40, 90]), jnp.array([[40, 41, 127], [90, 91, 92]])
+    chosen = jnp.take_along_axis(q, index[:, :, None, None], axis=1)
+    got = splash_backend(chosen, k, v, prefixes, index, 0.0, None)
+    whole = splash_attention(q, k, v, prefixes, interpret=True)
+    np.testing.assert_allclose(got, jnp.take_along_axis(whole, index[:, :, None, None], axis=1), atol=2e-5)
