@@ -47,5 +47,7 @@ def keep_freed_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD (never), M_ARENA_MAX
+        # M_MMAP_MAX, M_TRIM_THRESHOLD (never), M_ARENA_MAX, M_TOP_PAD: room beside a step's buffer for what small
+        # allocations take of it in between, or the next step finds no place that is large enough.
+        for parameter, value in ((-4, 0), (-1, -1), (-8, 1), (-2, 2**30)):
             mallopt(parameter, value)
