@@ -1,4 +1,4 @@
-"""python -m glm_jax.benchmark VERB: measurements as one JSON object on the last line. docs/performance.md has results."""
+"""python -m glm_jax.benchmark VERB: measurements as one JSON object on the last line (docs/performance.md)."""
 
 import json
 import sys

@@ -48,7 +48,7 @@ def test_a_mesh_changes_nothing():
 def test_what_it_cannot_express_is_refused():
     q, k, v, _ = _inputs(1, 128)
     prefixes, index = jnp.array([40]), jnp.arange(128)[None, :]
-    with pytest.raises(ValueError, match="set attention_dropout to 0, not 0.1"):
+    with pytest.raises(ValueError, match="set attention_dropout to 0"):
         splash_backend(q, k, v, prefixes, index, 0.1, jax.random.key(0))
     with pytest.raises(ValueError, match="knows one text a row"):
         splash_backend(q, k, v, prefixes, index, 0.0, None, jnp.ones((1, 128), jnp.int32))

@@ -50,7 +50,8 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
         first = next(data.train_iterator(subject.train_rows, batch_size=own.batch_size, seed=own.seed))
     except TaskError as error:
         raise ValueError(
-            f"examples of {task.name} need more than texts and a label ({error!s:.80} …): measure ag_news, boolq, rte or cb"
+            f"examples of {task.name} need more than texts and a label ({error!s:.80} …): "
+            "measure ag_news, boolq, rte or cb"
         ) from error
     mesh, rules = program.check_mesh(own)
     built = subject.build(program.schedule_of(own, rows=len(subject.train_rows)), mesh, rules)
@@ -81,7 +82,7 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
         "batch_size": own.batch_size,
         "columns": int(batch.tokens.shape[1]),
         "columns_in_use": float((np.asarray(batch.prefix_lengths) + (batch.target_weights > 0).sum(1)).mean()),
-        "counting": "useful work as in glm_jax/flops.py: real positions, visible pairs, targets; backward twice forward",
+        "counting": "useful work as in glm_jax/flops.py: real positions, visible pairs, targets; backward twice",
     }
 
 

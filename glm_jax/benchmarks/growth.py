@@ -1,5 +1,6 @@
 """How the cost of a step grows: seconds and bytes by batch, row length, layers and devices, a small model."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -65,17 +66,15 @@ def run(picture: str = "", largest: int = 16, repeats: int = 7) -> dict:
             for name, points in sweeps.items()
         },
         "picture": picture or None,
-        "counting": "least seconds of a step among several; temporaries and state of one device, as its compiler reports them; "
-        "useful work as in glm_jax/flops.py",
+        "counting": "least seconds of a step among several; temporaries and state of one device, as its compiler "
+        "reports them; useful work as in glm_jax/flops.py",
     }
 
 
 def _fake_devices(count: int) -> None:
     """Splits a CPU into `count` devices, where JAX has not been used yet; elsewhere there are those there are."""
-    try:
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass
 
 
 def measure(**sizes: int) -> Point:

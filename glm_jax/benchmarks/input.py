@@ -58,8 +58,8 @@ def run(config: Any, megabytes: float = 4.0, seconds: float = 3.0) -> dict:
         "cores": os.cpu_count(),
         "appetite_of_a_device_here": appetite,
         f"appetite_at_{_MFU:.0%}_mfu": appetites(config.data.sequence_length),
-        "counting": "raw tokens with [CLS] and [EOS], without padding; one host process; tokenisation runs once, before "
-        "training, in as many processes as there are cores",
+        "counting": "raw tokens with [CLS] and [EOS], without padding; one host process; tokenisation runs once, "
+        "before training, in as many processes as there are cores",
     }
 
 
