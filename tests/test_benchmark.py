@@ -152,7 +152,7 @@ def test_choices_undo_work_but_change_no_loss(vocabulary):
 
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ValueError, match="unknown choice 'sparse'; known: dense, remat full"):
-        choices.run(None, "v5e:2x2", ("sparse",))
+        choices.run(command.read_config("configs/pretrain/glm_large.py", []), "v5e:2x2", ("sparse",))
 
 
 def _verb(*arguments):

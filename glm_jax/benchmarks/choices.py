@@ -74,11 +74,12 @@ def everywhere(model: GLM, corrupt_rows: Callable, *, vocabulary: bool) -> Objec
     return objective
 
 
-def run(config: ConfigDict, topology: str, choices: tuple[str, ...] = (*CHOICES, *UNDONE)) -> dict[str, Any]:
-    """One compilation for each of `choices`; per chip and step, keys as in `planning.estimate.plan`.
+def run(config: ConfigDict, topology: str, only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One compilation for each choice, or for `only` these; per chip and step, keys as in `planning.estimate.plan`.
 
     Raises ValueError for an unknown choice, and as `planning.estimate.compile_step`.
     """
+    choices = only or (*CHOICES, *UNDONE)
     if unknown := [name for name in choices if name not in CHOICES and name not in UNDONE]:
         raise ValueError(f"unknown choice {unknown[0]!r}; known: {'; '.join((*CHOICES, *UNDONE))}")
     table = {}
