@@ -365,7 +365,9 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
         special=special,
         bits=bits["ablation"] if widths["ablation"] else None,
     )
-    return batch.replace(objective=objective, target_source=jnp.append(origin, row)[batch.target_source])
+    if config.short_sequence_prob:  # where a target stood before the row was cut
+        batch = batch.replace(target_source=jnp.append(origin, row)[batch.target_source])
+    return batch.replace(objective=objective)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "special"))

@@ -1,18 +1,28 @@
 """Benchmarks end in one line of JSON, and count what they say they count."""
 
+import importlib
+import inspect
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
 
 from glm_jax.batch import Batch
-from glm_jax.benchmarks import corruption, decode, step
-from glm_jax.model import GLMConfig
+from glm_jax.benchmarks import choices, command, corruption, decode, finetune, growth, step
+from glm_jax.benchmarks import compile as compile_
+from glm_jax.benchmarks import input as input_
+from glm_jax.corruption import CorruptionConfig
+from glm_jax.flops import useful_flops
+from glm_jax.model import GLM, GLMConfig, initial_parameters
+from glm_jax.sharding import unbox
+from glm_jax.train_step import Rows, blank_infilling, make_corrupt
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -26,7 +36,7 @@ def test_useful_flops_worked_by_hand():
     at_targets = 2 * 2 * (2 * 2 + 2 * 2 + 2 * 8 + 8 * 2)  # 2 targets: query, projection, up, down
     attention = (4 + 5) * 2 * 2 * 2  # visible pairs of the targets: score and weighted sum
     vocabulary = 2 * 2 * 2 * 10
-    assert step.useful_flops(config, batch) == 3 * (keys_values + at_targets + attention + vocabulary)
+    assert useful_flops(config, batch) == 3 * (keys_values + at_targets + attention + vocabulary)
 
 
 def test_corruption_benchmark_measures_every_objective():
@@ -35,21 +45,185 @@ def test_corruption_benchmark_measures_every_objective():
     assert all(rate > 0 for rate in result["examples_per_second"].values())
 
 
+KEYS = {"figure", "unit", "bound", "fraction_of_bound", "counting"}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder with a corpus and its tokenizer."""
+    folder = tmp_path_factory.mktemp("text")
+    tiny_run.write_corpus(folder)
+    return folder
+
+
 def test_step_benchmark_states_its_bound(tmp_path):
     result = step.run(tiny_run.config(tmp_path))
+    assert result.keys() >= KEYS
     assert 0 < result["fraction_of_bound"] < 1
     assert result["corruption_share"] > 0
     assert result["figure"] > 0
+    rate = result["useful_flops_per_raw_token"] * result["figure"] / 1e9
+    assert rate == pytest.approx(result["useful_gflops_per_second"])
+
+
+def test_step_benchmark_takes_the_vocabulary_of_a_named_size(tmp_path):
+    config = tiny_run.config(tmp_path)
+    config.model.update({"size": "base", "num_layers": 1})  # as wide as the tiny run
+    small = step.run(config, repeats=1)["useful_flops_per_raw_token"]
+    with config.model.ignore_type():
+        config.model.vocab_size = 2 * 30592
+    assert step.run(config, repeats=1)["useful_flops_per_raw_token"] > 1.5 * small
+
+
+def test_input_benchmark_holds_the_pipeline_against_the_step(text):
+    result = input_.run(tiny_run.config(text), megabytes=0.01, seconds=0.05)
+    assert result.keys() >= KEYS
+    assert set(result["tokens_per_second"]) >= {"tokenisation_of_one_process", "packing_in_one_thread", "pipeline"}
+    assert all(rate > 0 for rate in result["tokens_per_second"].values())
+    assert result["bound"] == pytest.approx(20 * result["appetite_of_a_device_here"] * jax.device_count())
+
+
+def test_appetites_follow_from_chips_and_useful_work():
+    found = input_.appetites(128, names=("base", "large"))
+    assert found["h200"]["base"] / found["v5e"]["base"] == pytest.approx(989.4 / 197)
+    # 6 operations for each of 85 M parameters of the layers and a token, and somewhat less or more for the rest
+    assert found["v5e"]["base"] == pytest.approx(0.5 * 197e12 / (6 * 85e6), rel=0.3)
+    assert found["v5e"]["large"] < found["v5e"]["base"] / 3
+
+
+def test_compile_benchmark_starts_a_run_twice(text, tmp_path):
+    config = tiny_run.config(text)
+    result = compile_.run(config, depths=(1, 2), width=16, size="config")
+    assert result.keys() >= KEYS
+    assert set(result["seconds_by_layers"]) == {"1", "2"}
+    assert 0 < result["first_step_warm_seconds"] < 1.2 * result["first_step_cold_seconds"]
+
+
+def test_a_start_that_fails_says_why(text, tmp_path):
+    config = tiny_run.config(text, batch_size=0)
+    with pytest.raises(RuntimeError, match="batch_size 0 must be"):
+        compile_.first_step(config, str(tmp_path / "run"))
+
+
+def test_finetune_benchmark_measures_made_up_examples():
+    config = command.read_config("configs/finetune/superglue.py:boolq", ["--config.batch_size=2"])
+    result = finetune.run(config, words=20, num_layers=1, hidden_size=32, num_heads=2, vocab_size=512, dtype="float32")
+    assert result.keys() >= KEYS
+    assert 0 < result["fraction_of_bound"] < 1
+    assert result["figure"] == pytest.approx(2 / result["seconds_per_step"])
+    assert 40 < result["columns_in_use"] <= result["columns"] <= 64  # two fields of 20 words, and the prompt
+
+
+def test_finetune_benchmark_says_what_it_cannot_make_up():
+    config = command.read_config("configs/finetune/superglue.py:copa", [])
+    with pytest.raises(ValueError, match="examples of copa need more than texts"):
+        finetune.run(config, words=4, num_layers=1, hidden_size=32, num_heads=2, vocab_size=512)
+
+
+def test_growth_is_measured_and_drawn(tmp_path):
+    result = growth.run(picture=str(tmp_path / "growth.svg"), largest=2, repeats=1)
+    assert result.keys() >= KEYS
+    assert set(result["sweeps"]) == {"batch", "row length", "layers", "devices"}
+    points = result["sweeps"]["layers"]
+    assert points["1"]["state_bytes"] < points["2"]["state_bytes"]
+    assert points["1"]["useful_flops"] < points["2"]["useful_flops"]
+    assert (tmp_path / "growth.svg").stat().st_size > 1000
+    with pytest.raises(ValueError, match="must end in"):
+        growth.run(picture="growth.pdf")
+
+
+@pytest.mark.parametrize("vocabulary", [True, False])
+def test_choices_undo_work_but_change_no_loss(vocabulary):
+    config = GLMConfig(
+        vocab_size=corruption.VOCABULARY, num_layers=2, hidden_size=32, num_heads=2, max_position_embeddings=64,
+        dtype="float32", hidden_dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+    model, laid_out = GLM(config), CorruptionConfig()
+    tokens, ends = corruption.made_up_rows(2, 32)
+    rows = Rows(jnp.asarray(tokens), jnp.full(2, 32), jnp.arange(2, dtype=jnp.uint32))
+    corrupt_rows = make_corrupt(0, laid_out, corruption.SPECIAL, ends)
+    params = unbox(initial_parameters(config, jax.random.key(0)))
+    usual = blank_infilling(model, corrupt_rows)
+    undone = choices.everywhere(model, corrupt_rows, vocabulary=vocabulary)
+    (loss, sums), (other, other_sums) = usual(params, rows), undone(params, rows)
+    np.testing.assert_allclose(loss, other, rtol=1e-5)
+    assert sums.weight.sum() == other_sums.weight.sum() > 0
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(ValueError, match="unknown choice 'sparse'; known: dense, remat full"):
+        choices.run(command.read_config("configs/pretrain/glm_large.py", []), "v5e:2x2", ("sparse",))
+
+
+def _verb(*arguments):
+    command = [sys.executable, "-m", "glm_jax.benchmark", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_the_verb_prints_json_last():
-    command = [sys.executable, "-m", "glm_jax.benchmark", "step", "--config", "no/such.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = _verb("corruption", "--length=32", "--batch=2")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result.keys() >= KEYS
+    assert result["jax"] == jax.__version__
+
+
+def test_the_verb_ends_with_one_line():
+    done = _verb("step", "--config", "no/such.py")
     assert done.returncode == 1
-    assert "no/such.py is no config file" in done.stderr
-    command = [sys.executable, "-m", "glm_jax.benchmark", "corruption", "--length=32", "--batch=2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1])["jax"] == jax.__version__
+    assert done.stderr == "ValueError: no/such.py is no config file: name one of configs/\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("step", "--config.model.num_layer=2"), 'Did you mean "num_layers"'),
+        (("step", "--config.batch_size=many"), "invalid literal for int"),
+        (("step", "--config="), "is no config file"),
+        (("finetune", "--config=configs/finetune/superglue.py:nix"), "'nix' is no task: choose from boolq"),
+    ],
+)
+def test_wrong_configs_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        command.parse(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("stride",), "invalid choice: 'stride'"),
+        (("corruption", "--lenth=3"), "corruption does not know '--lenth=3'"),
+        (("corruption", "--config.batch_size=3"), "does not know"),
+        (("step", "now"), "step does not know 'now'"),
+    ],
+)
+def test_wrong_words_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_keys_and_options_reach_the_measurement():
+    verb, measure = command.parse(["step", "--config", "configs/pretrain/glm_base.py", "--config.batch_size=4"])
+    assert verb == "step"
+    assert measure.args[0].batch_size == 4
+    assert measure.args[0].model.size == "base"
+    _, measure = command.parse(["decode", "--batches", "2", "3", "--layers=1"])
+    assert measure.keywords["batches"] == (2, 3)
+    assert measure.keywords["layers"] == 1
+
+
+def test_the_commands_of_the_page_are_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "performance.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line)[4:] for line in page.splitlines() if line.startswith("$ python -m glm_jax.benchmark")]
+    verbs = {command.parse(words)[0] for words in commands}
+    assert verbs == set(command.MEASUREMENTS)
+
+
+def test_every_measurement_takes_its_options():
+    for name, measurement in command.MEASUREMENTS.items():
+        run = importlib.import_module(f"glm_jax.benchmarks.{name}").run
+        assert set(measurement.options) <= set(inspect.signature(run).parameters), name
 
 
 @pytest.mark.parametrize("length", [0, 3])
@@ -61,7 +235,7 @@ def test_a_length_that_cannot_be_is_refused(length):
 def test_decode_benchmark_counts_tokens_and_programs():
     result = decode.run(
         batches=(1, 2), lengths=(4, 8), prompt_length=16,
-        num_layers=1, hidden_size=64, num_heads=2, vocab_size=512, max_position_embeddings=64,
+        layers=1, hidden_size=64, num_heads=2, vocab_size=512, max_position_embeddings=64,
     )  # fmt: skip
     assert set(result["by_batch"]) == {"1", "2"}
     assert result["figure"] == result["by_batch"]["1"]["tokens_per_second"] > 0

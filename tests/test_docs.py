@@ -41,7 +41,13 @@ ELSEWHERE = {
     "python tests/fidelity.py": "tests/test_fidelity.py, slow",
     "python -m glm_jax.convert THUDM/": "needs the network",
     "python -m glm_jax.generate --checkpoint runs/glm-10b": "needs the released weights",
-    "python -m glm_jax.benchmark step": "tests/test_benchmark.py",
+    **dict.fromkeys(
+        (
+            f"python -m glm_jax.benchmark {verb}"
+            for verb in ("step", "decode", "input", "compile", "finetune", "growth", "choices")
+        ),
+        "tests/test_benchmark.py",
+    ),
     "python -m glm_jax.plan": "tests/test_planning.py",
 }
 

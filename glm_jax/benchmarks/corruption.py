@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glm_jax.benchmarks.timing import seconds
+from glm_jax.benchmarks.timing import bytes_per_second, seconds
 from glm_jax.corruption import CorruptionConfig, corrupt
 from glm_jax.tokenizers.special import SpecialTokens
 
@@ -42,10 +42,17 @@ def run(length: int = 512, batch: int = 256) -> dict:
         def one(index, config=config):
             return corrupt(key, tokens, lengths, index, ends, config=config, special=SPECIAL)
 
-        rates[name] = batch / seconds(jax.jit(one), index)
+        rates[name] = batch / seconds(jax.jit(one), index, repeats=31)
+    out = CorruptionConfig().sequence_length(length)
+    # What must be read and written at least: the raw rows, and the three arrays of a batch that are as long as it is.
+    moved = 4 * (length + 3 * out)
+    bound = bytes_per_second([jnp.zeros((4096, 4096))]) / moved
     return {
         "figure": rates["blank_infilling"],
         "unit": "examples/s",
+        "bound": bound,
+        "bound_unit": f"examples/s if one cost moving {moved} bytes at the bandwidth measured in the same run",
+        "fraction_of_bound": rates["blank_infilling"] / bound,
         "examples_per_second": rates,
         "raw_length": length,
         "batch": batch,

@@ -21,9 +21,15 @@ def run(
     prompt_length: int = 128,
     batches: tuple[int, ...] = (1, 8, 32),
     lengths: tuple[int, ...] = (32, 128, 512),
+    layers: int | None = None,
     **overrides,
 ) -> dict:
-    """Greedy decoding of made-up prompts with fresh parameters of a named `size`, end tokens forbidden."""
+    """Greedy decoding of made-up prompts with fresh parameters of a named `size`, end tokens forbidden.
+
+    `layers` takes fewer than the size has; `overrides` replace other fields of its GLMConfig.
+    """
+    if layers is not None:
+        overrides["num_layers"] = layers
     positions = max(GLMConfig.named(size).max_position_embeddings, prompt_length, max(lengths) + 2)
     config = GLMConfig.named(size, dtype=dtype, **{"max_position_embeddings": positions, **overrides})
     params = jax.jit(lambda key: unbox(initial_parameters(config, key)))(jax.random.key(0))

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,8 +43,10 @@ class Compiled:
     wanted_bytes: float | None  # HBM that the program would need, when it does not fit
 
 
-def compile_step(config: ConfigDict, topology: str, slices: int = 1) -> Compiled:
-    """Lowers and compiles the train step of `config` for `slices` times `topology`.
+def compile_step(
+    config: ConfigDict, topology: str, slices: int = 1, build: Callable[..., program.Program] = program.build
+) -> Compiled:
+    """Lowers and compiles the train step of `config` for `slices` times `topology`; `build` makes it.
 
     Raises ValueError for a config or topology that cannot be, PlanningError without a fitting libtpu.
     """
@@ -52,7 +54,7 @@ def compile_step(config: ConfigDict, topology: str, slices: int = 1) -> Compiled
     mesh, rules = program.check(config, devices)
     schedule = program.schedule_of(config, rows=10**6)
     vocabulary = vocabulary_size(config)
-    built = program.build(
+    built = build(
         config, schedule, mesh, rules, vocab_size=vocabulary, special=SPECIAL,
         sentence_ends=np.zeros(vocabulary, bool),
     )  # fmt: skip

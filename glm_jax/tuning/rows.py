@@ -70,7 +70,7 @@ class Examples:
         length, targets, candidates = self.sizes
         cloze = cloze_batch([row], [label], pad=self.pad, length=length, num_targets=targets, num_candidates=candidates)
         arrays = {**vars(cloze.batch), **{k: v for k, v in vars(cloze).items() if k not in ("batch", "prompt_columns")}}
-        return {name: array[0] for name, array in arrays.items()}
+        return {name: array[0] for name, array in arrays.items() if array is not None}
 
     def fingerprint(self) -> str:
         """A hash that tells other rows from these: of the examples, and of the first of them encoded."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,13 +31,15 @@ class Tasks:
     best = BEST_OF_TASKS
     rows = staticmethod(to_batch)
 
-    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, params: Any = None):
-        """Reads and encodes the training examples.
+    def __init__(
+        self, config: ConfigDict, tokenizer: Tokenizer, params: Any = None, tasks: Sequence[AnyTask] | None = None
+    ):
+        """Reads and encodes the training examples of `tasks`, or of those that the config names.
 
         Raises TaskError for a task, split or example that cannot be used, ValueError for one longer than the model.
         """
         self._config, self.tokenizer, self._start = config, tokenizer, params
-        self.tasks = tasks_of(config)
+        self.tasks = tasks_of(config) if tasks is None else list(tasks)
         self._model = GLM(model_config(config.model, tokenizer.vocab_size))
         parts = [
             rows_of(task, few(read(task.source, config.train_split), config), tokenizer, self._model, config.head)

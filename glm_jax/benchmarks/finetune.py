@@ -1,0 +1,129 @@
+"""How fast fine-tuning is: examples a second of one step of a config, on made-up examples of its task."""
+
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from glm_jax import data, program
+from glm_jax.benchmarks.corruption import SPECIAL
+from glm_jax.benchmarks.timing import matmul_flops_per_second, seconds
+from glm_jax.config import TUNABLE
+from glm_jax.flops import useful_flops
+from glm_jax.model import GLMConfig
+from glm_jax.tasks.errors import TaskError
+from glm_jax.tasks.examples import Example
+from glm_jax.tasks.task import AnyTask, Task
+from glm_jax.tokenizers.base import Tokenizer
+from glm_jax.tuning.subject import Tasks, check_keys, tasks_of
+
+
+def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: Any) -> dict:
+    """One optimizer step on examples whose fields have `words` random words each, cut to the task's lengths.
+
+    `size` names the model that the config's checkpoint stands for, `overrides` replace fields of its GLMConfig.
+
+    Raises ValueError for a config with several tasks, or with one whose examples need more than texts and a label.
+    """
+    check_keys(config)
+    tasks = tasks_of(config)
+    if len(tasks) != 1:
+        raise ValueError(f"the config has {len(tasks)} tasks: measure one at a time with --config.tasks=\"('NAME',)\"")
+    own = config.copy_and_resolve_references()
+    tuned = {key: own.model[key] for key in TUNABLE if own.model[key] is not None}
+    model = GLMConfig.named(size, **{**tuned, **overrides})
+    with own.unlocked(), own.model.ignore_type():
+        own.model.update(dataclasses.asdict(model))
+    if own.head == "classifier":
+        with own.unlocked(), own.ignore_type():
+            own.classes = len(tasks[0].prompt.verbalizer)
+    examples = list(itertools.islice(_made_up(tasks[0], words), 4 * own.batch_size))
+    tokenizer = _WordHashes(model.vocab_size)
+    task = dataclasses.replace(tasks[0], source=lambda split: examples)
+    try:
+        subject = Tasks(own, tokenizer, tasks=[task])
+        first = next(data.train_iterator(subject.train_rows, batch_size=own.batch_size, seed=own.seed))
+    except TaskError as error:
+        raise ValueError(
+            f"examples of {task.name} need more than texts and a label ({error!s:.80} …): "
+            "measure ag_news, boolq, rte or cb"
+        ) from error
+    mesh, rules = program.check_mesh(own)
+    built = subject.build(program.schedule_of(own, rows=len(subject.train_rows)), mesh, rules)
+    rows = subject.rows(first)
+    before = matmul_flops_per_second(model.dtype)
+    with built.activate():
+        state = [built.init(jax.random.key(0))]
+
+        def step():
+            state[0], metrics = built.train_step(state[0], rows)
+            return metrics
+
+        step_seconds = seconds(step)
+    rate = max(before, matmul_flops_per_second(model.dtype)) * jax.device_count()
+    batch = rows.cloze.batch
+    flops = useful_flops(model, batch) / own.batch_size
+    return {
+        "figure": own.batch_size / step_seconds,
+        "unit": "examples/s",
+        "bound": rate / flops,
+        "bound_unit": f"examples/s if one cost its {flops / 1e9:.1f} useful GFLOP at the {rate / 1e9:.0f} GFLOP/s of a "
+        "plain matrix product in the same run",
+        "fraction_of_bound": own.batch_size * flops / rate / step_seconds,
+        "seconds_per_step": step_seconds,
+        "task": task.name,
+        "model": size,
+        "dtype": model.dtype,
+        "batch_size": own.batch_size,
+        "columns": int(batch.tokens.shape[1]),
+        "columns_in_use": float(np.where(batch.target_weights > 0, batch.target_index + 1, 0).max(1).mean()),
+        "counting": "useful work as in glm_jax/flops.py: real positions, visible pairs, targets; backward twice",
+    }
+
+
+class _WordHashes(Tokenizer):
+    """A token a word; no vocabulary is needed for a measurement."""
+
+    def __init__(self, size: int):
+        self.special, self.num_pieces, self.vocab_multiple = SPECIAL, size, 1
+
+    def encode(self, text: str) -> list[int]:
+        return [9 + zlib.crc32(word.encode()) % (self.num_pieces - 9) for word in text.split()]
+
+    def decode(self, ids: Sequence[int], *, print_special: bool = False) -> str:
+        return " ".join(map(self.id_to_piece, ids))
+
+    def id_to_piece(self, token_id: int) -> str:
+        return str(token_id)
+
+    def fingerprint(self) -> str:
+        return f"hashes of words, {self.num_pieces}"
+
+    def save(self, directory) -> None:
+        raise NotImplementedError("made for measurements, never for a run")
+
+
+class _Fields(dict):
+    """Any field that a pattern asks for, as a text of its own."""
+
+    def __init__(self, number: int, words: int):
+        super().__init__(number=str(number))
+        self._number, self._words = number, words
+
+    def __contains__(self, name) -> bool:
+        return True
+
+    def __missing__(self, name) -> str:
+        random = np.random.default_rng(zlib.crc32(f"{name} {self._number}".encode()))
+        return " ".join(map(str, random.integers(0, 10_000, self._words)))
+
+
+def _made_up(task: AnyTask, words: int) -> Iterator[Example]:
+    labels: Mapping | None = task.prompt.verbalizer if isinstance(task, Task) else None
+    for number, label in enumerate(itertools.cycle(labels or [None])):
+        yield Example(f"made-up-{number}", _Fields(number, words), label)

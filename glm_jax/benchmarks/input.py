@@ -1,0 +1,107 @@
+"""Whether the host keeps devices fed: tokenisation, packing and the Grain pipeline, against what a step eats."""
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from glm_jax import data, program, sharding
+from glm_jax.benchmarks import step
+from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
+from glm_jax.chips import CHIPS
+from glm_jax.corruption import CorruptionConfig, corrupt
+from glm_jax.data.corpora import open_corpus
+from glm_jax.data.specs import DataSpec
+from glm_jax.flops import useful_flops
+from glm_jax.model import GLMConfig
+
+WANTED = 20  # times the appetite of the device at hand
+_MFU = 0.5  # at which the appetite of devices that are not at hand is told
+
+
+def run(config: Any, megabytes: float = 4.0, seconds: float = 3.0) -> dict:
+    """The corpora of `config`, which are prepared where they are not yet, and its step.
+
+    `megabytes` of text are tokenised in one process; each later stage runs for `seconds`.
+    """
+    mesh, rules = program.check(config)
+    dataset = data.load(config.data.to_dict())
+    rows, size = dataset.train_rows, config.batch_size
+    random = np.random.default_rng(0).integers(0, len(rows), 100_000).tolist()
+    row_numbers = itertools.cycle(random)
+    batches = data.train_iterator(rows, batch_size=size, seed=config.seed)
+
+    def to_device():
+        return sharding.host_to_device(program.Rows(**next(batches)), mesh, rules)
+
+    with jax.set_mesh(mesh):
+        rates = {
+            "tokenisation_of_one_process": _tokenise(config, dataset.tokenizer, megabytes),
+            "packing_in_one_thread": _rate(lambda: rows[next(row_numbers)]["length"], seconds),
+            "pipeline": _rate(lambda: next(batches)["lengths"].sum(), seconds),
+            "pipeline_to_device": _rate(lambda: to_device().lengths, seconds, every=np.sum),
+        }
+    eaten = step.run(config)
+    appetite = eaten["figure"] / jax.device_count()
+    figure, bound = rates["pipeline_to_device"], WANTED * eaten["figure"]
+    return {
+        "figure": figure,
+        "unit": "raw tokens/s that reach the devices",
+        "bound": bound,
+        "bound_unit": f"{WANTED} times the raw tokens/s of the config's step, measured in the same run",
+        "fraction_of_bound": figure / bound,
+        "tokens_per_second": rates,
+        "cores": os.cpu_count(),
+        "appetite_of_a_device_here": appetite,
+        f"appetite_at_{_MFU:.0%}_mfu": appetites(config.data.sequence_length),
+        "counting": "raw tokens with [CLS] and [EOS], without padding; one host process; tokenisation runs once, "
+        "before training, in as many processes as there are cores",
+    }
+
+
+def appetites(length: int, names: tuple[str, ...] = ("base", "large", "10b")) -> dict[str, dict[str, float]]:
+    """Raw tokens a second that one chip eats at half of its peak: by chip, for models of these sizes.
+
+    By arithmetic: `chips.Chip.flops` / 2 / `flops.useful_flops` of a raw token of blank infilling in rows of `length`.
+    """
+    tokens, _ = made_up_rows(64, length)
+    index, lengths = np.arange(64, dtype=np.uint32), np.full(64, length, np.int32)
+    batch = corrupt(jax.random.key(0), tokens, lengths, index, config=CorruptionConfig(), special=SPECIAL)
+    batch = jax.device_get(batch)
+    each = {name: useful_flops(GLMConfig.named(name), batch) / tokens.size for name in names}
+    return {
+        chip.name: {name: _MFU * chip.flops / flops for name, flops in each.items()}
+        for chip in CHIPS
+        if chip.name in ("v5e", "v5p", "h200")
+    }
+
+
+def _tokenise(config, tokenizer, megabytes):
+    spec = DataSpec.from_dict(config.data.to_dict())
+    texts, left = [], megabytes * 1e6
+    for corpus in spec.corpora:
+        for text, _ in open_corpus(corpus, os.path.expanduser(spec.data_dir)).documents("train"):
+            texts.append(text)
+            left -= len(text)
+            if left <= 0:
+                break
+    tokenizer.encode(texts[0][:1000])
+    began = time.perf_counter()
+    tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    return tokens / (time.perf_counter() - began)
+
+
+def _rate(one: Callable[[], Any], seconds: float, every: Callable = int) -> float:
+    """What `one` counts, a second; its first calls fill buffers and do not count."""
+    for _ in range(3):
+        one()
+    counted, began = [], time.perf_counter()
+    while time.perf_counter() - began < seconds or not counted:
+        counted.append(one())
+    jax.block_until_ready(counted)
+    spent = time.perf_counter() - began
+    return sum(int(every(np.asarray(count))) for count in counted) / spent

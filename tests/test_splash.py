@@ -1,0 +1,63 @@
+"""Splash attention obeys the visibility rule, forward and backward; interpreted, because there is no TPU here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glm_jax import sharding
+from glm_jax.attention import dense_attention
+from glm_jax.splash import splash_attention, splash_backend
+
+
+def _inputs(batch, length, heads=2, width=64):
+    keys = jax.random.split(jax.random.key(0), 4)
+    return [jax.random.normal(key, (batch, length, heads, width)) for key in keys]
+
+
+@pytest.mark.parametrize("length", [128, 150, 256])
+def test_equals_dense_forward_and_backward(length):
+    q, k, v, weights = _inputs(4, length)
+    prefixes = jnp.array([0, 1, length // 2, length])
+
+    def loss(attend):
+        return lambda q, k, v: (attend(q, k, v) * weights).sum()
+
+    def dense(q, k, v):
+        return dense_attention(q, k, v, prefixes, jnp.arange(length)[None, :], 0.0, None)
+
+    def splash(q, k, v):
+        return splash_attention(q, k, v, prefixes, interpret=True)
+
+    np.testing.assert_allclose(splash(q, k, v), dense(q, k, v), atol=2e-5)
+    got, expected = (jax.grad(loss(f), argnums=(0, 1, 2))(q, k, v) for f in (splash, dense))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_a_mesh_changes_nothing():
+    q, k, v, _ = _inputs(2, 130)
+    prefixes = jnp.array([40, 130])
+    alone = splash_attention(q, k, v, prefixes, interpret=True)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh), sharding.logical_axis_rules():
+        split = jax.jit(lambda *a: splash_attention(*a, interpret=True))(q, k, v, prefixes)
+    np.testing.assert_allclose(split, alone, atol=1e-6)
+
+
+def test_what_it_cannot_express_is_refused():
+    q, k, v, _ = _inputs(1, 128)
+    prefixes, index = jnp.array([40]), jnp.arange(128)[None, :]
+    with pytest.raises(ValueError, match="set attention_dropout to 0"):
+        splash_backend(q, k, v, prefixes, index, 0.1, jax.random.key(0))
+    with pytest.raises(ValueError, match="knows one text a row"):
+        splash_backend(q, k, v, prefixes, index, 0.0, None, jnp.ones((1, 128), jnp.int32))
+
+
+def test_queries_at_targets_are_dense():
+    q, k, v, _ = _inputs(2, 128)
+    prefixes, index = jnp.array([40, 90]), jnp.array([[40, 41, 127], [90, 91, 92]])
+    chosen = jnp.take_along_axis(q, index[:, :, None, None], axis=1)
+    got = splash_backend(chosen, k, v, prefixes, index, 0.0, None)
+    whole = splash_attention(q, k, v, prefixes, interpret=True)
+    np.testing.assert_allclose(got, jnp.take_along_axis(whole, index[:, :, None, None], axis=1), atol=2e-5)
