@@ -168,8 +168,14 @@ def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropou
     return jnp.moveaxis(attended, 0, 3).reshape(q.shape)[:, :queries]
 
 
+def _splash(*arguments):
+    from glm_jax.splash import splash_backend  # Pallas is slow to import
+
+    return splash_backend(*arguments)
+
+
 # "auto" takes the fastest backend that states the rule exactly.
-BACKENDS = {"auto": dense_attention, "dense": dense_attention, "chunked": chunked_attention}
+BACKENDS = {"auto": dense_attention, "dense": dense_attention, "chunked": chunked_attention, "splash": _splash}
 
 
 @struct.dataclass

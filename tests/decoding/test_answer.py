@@ -61,7 +61,7 @@ def greedy_by_full_forward(name, prompt, max_new_tokens):
     return answers, scores
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"splash"}))  # splash needs a TPU: test_splash.py
 def test_cached_logits_are_those_of_the_whole_forward(backend):
     config = dataclasses.replace(CONFIG, attention_backend=backend)
     prepared = engine.prepare(params("A"), config=config, unrolled=True)
