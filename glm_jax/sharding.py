@@ -167,6 +167,12 @@ def shards(axis: str) -> int:
     return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
+def on_tpu() -> bool:
+    """Whether what is traced here is for TPUs: those of the mesh, which may only be planned, or else the default."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() == "tpu" if device is None else device.device_kind.startswith("TPU")
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of scalars such as metrics: a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -27,8 +27,6 @@ def get_config(stage="longer"):
     config.init_from = None if first else "runs/glm_10b_first"  # --load, --no-load-lr-scheduler
     # What fits TPU slices from v5e:16x16 on (docs/scale.md); none of it changes a result.
     config.accumulation = 7 if first else 4
-    config.model.remat = "full"
-    config.model.attention_backend = "chunked"
 
     # The Pile and CC-News: --train-data. Files of one source are drawn by their tokens, as in the original.
     config.data.corpora = ({"source": "texts/pile/*.jsonl.zst", "validation_fraction": 0.05},)
