@@ -12,8 +12,8 @@ from glm_jax.tasks import language_modelling as lm
 from glm_jax.tasks import metrics, scoring
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, json_lines, read
-from glm_jax.tasks.prompts import Cloze, PromptEncoder
-from glm_jax.tasks.task import AnyTask, Prediction, Task, find, named_example
+from glm_jax.tasks.prompts import Cloze
+from glm_jax.tasks.task import AnyTask, Prediction, Task, encoder_of, find, named_example
 from glm_jax.tasks.text_cleaning import detokenize_wikitext
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -32,6 +32,7 @@ class Options:
       overlap: new tokens of a window; None does not overlap windows.
       unidirectional: whether the context stands behind the start token instead of in Part A.
       multi_token: see `PromptEncoder`.
+      head: of tasks with fixed classes: "cloze", or "classifier" for params["classifier"].
     """
 
     split: str = "validation"
@@ -41,6 +42,7 @@ class Options:
     overlap: int | None = 256
     unidirectional: bool = False
     multi_token: bool | None = None
+    head: str = "cloze"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,10 @@ def run(
     model: GLM, params: Any, tokenizer: Tokenizer, task: AnyTask, options: Options, name: str | None = None
 ) -> Result:
     """One task, under `name` or its own: candidates are compared, or texts written and compared with references."""
+    if options.head == "classifier":
+        from glm_jax.tasks import classifier
+
+        return classifier.evaluate(model, params, tokenizer, task, options, name)
     if isinstance(task, Task):
         return classify(model, params, tokenizer, task, options, name)
     from glm_jax.tasks.generation import generate
@@ -95,10 +101,9 @@ def classify(
 ) -> Result:
     """Zero-shot cloze: every candidate's score, and the task's own numbers."""
     examples = read(task.source, options.split, options.limit)
-    length = min(task.max_length, model.config.num_positions)
-    encoder = PromptEncoder(tokenizer, length, multi_token=options.multi_token)
+    encoder = encoder_of(task, tokenizer, model.config.num_positions, options.multi_token)
     encoded = [named_example(example, encoder.encode, task.prompt, example.fields) for example in examples]
-    scores = _scores(model, params, tokenizer, encoded, options, 2 * length, task.length_penalty)
+    scores = _scores(model, params, tokenizer, encoded, options, 2 * encoder.max_length, task.length_penalty)
     return result_of(task, examples, [(s.values.tolist(), s.greedy.tolist()) for s in scores], options, name)
 
 

@@ -63,10 +63,10 @@ def generate(
         {"id": example.id, "split": split, "prediction": hypothesis, "reference": reference}
         for example, hypothesis, reference in zip(examples, hypotheses, references, strict=True)
     ]
-    return score([_lines(text) for text in hypotheses], [_lines(text) for text in references]), rows
+    return score([as_lines(text) for text in hypotheses], [as_lines(text) for text in references]), rows
 
 
-def _lines(text):
+def as_lines(text: str) -> str:
     """Sentences that [SEP] splits, on lines of their own, as ROUGE-L reads them."""
     return "\n".join(part.strip() for part in text.split("[SEP]"))
 

@@ -13,8 +13,9 @@ from glm_jax.tasks import metrics, patterns_more, patterns_superglue, seq2seq, s
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, Source, hub, jsonl, table, tfds
 from glm_jax.tasks.infilling import InfillingTask
-from glm_jax.tasks.prompts import MASK, P, Prompt, Q
+from glm_jax.tasks.prompts import MASK, P, Prompt, PromptEncoder, Q
 from glm_jax.tasks.seq2seq import Seq2SeqTask
+from glm_jax.tokenizers.base import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Task:
 
 
 AnyTask = Task | Seq2SeqTask | InfillingTask
+
+
+def encoder_of(task: Task, tokenizer: Tokenizer, positions: int, multi_token: bool | None = None) -> PromptEncoder:
+    """What encodes a task's examples for a model of `positions`, the same for training and evaluation."""
+    return PromptEncoder(tokenizer, min(task.max_length, positions), multi_token=multi_token)
 
 
 def named_example(example: Example, call: Callable, *arguments: Any) -> Any:

@@ -17,7 +17,6 @@ from glm_jax.tasks import evaluation
 from glm_jax.tasks.examples import Example, read
 from glm_jax.tasks.task import AnyTask, Task, find, from_settings
 from glm_jax.tokenizers.base import Tokenizer
-from glm_jax.tuning import classifier
 from glm_jax.tuning.objective import task_objective
 from glm_jax.tuning.rows import rows_of, to_batch
 
@@ -94,9 +93,10 @@ class Tasks:
         """`validation_score`, the tasks' first numbers averaged by their examples, and all numbers by task."""
         config = self._config
         options = evaluation.Options(
-            split=config.validation_split, limit=config.eval_examples, batch_size=config.eval_batch_size
-        )
-        results = [score(run.model, params, self.tokenizer, task, options, config.head) for task in self.tasks]
+            split=config.validation_split, limit=config.eval_examples, batch_size=config.eval_batch_size,
+            head=config.head,
+        )  # fmt: skip
+        results = [evaluation.run(run.model, params, self.tokenizer, task, options) for task in self.tasks]
         count = sum(result.count for result in results)
         found = {BEST_OF_TASKS[0]: sum(next(iter(r.numbers.values())) * r.count for r in results) / count}
         return found | {f"validation_{r.task}_{name}": value for r in results for name, value in r.numbers.items()}
@@ -189,12 +189,3 @@ def few(examples: list[Example], config: ConfigDict) -> list[Example]:
         raise ValueError(f"few_shot {config.few_shot} of {len(examples)} examples: lower it, or set it to None")
     chosen = random.Random(config.few_shot_seed).sample(range(len(examples)), config.few_shot)
     return [examples[i] for i in sorted(chosen)]
-
-
-def score(
-    model: GLM, params: Any, tokenizer: Tokenizer, task: AnyTask, options: evaluation.Options, head: str = "cloze"
-) -> evaluation.Result:
-    """A task's result, by cloze or by the classifier in params["classifier"]."""
-    if head == "classifier":
-        return classifier.evaluate(model, params, tokenizer, task, options)
-    return evaluation.run(model, params, tokenizer, task, options)

@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 
 from glm_jax import config as defaults
+from glm_jax import evaluate
 from glm_jax.interop import load
 from glm_jax.patience import Patience
 from glm_jax.report import read_metrics
@@ -189,7 +190,7 @@ def test_written_answers_are_smoothed_and_averaged_by_token(place):
     assert sums.weight.sum() == rows.target_weights.sum() > 6
 
 
-def test_a_classifier_on_the_first_token(place):
+def test_a_classifier_on_the_first_token(place, monkeypatch):
     changes = {"head": "classifier", "duration": "2 steps", "eval_every": "2 steps"}
     folder = place / "classifier"
     summary = fine_tune(config(place, **changes), str(folder))
@@ -197,6 +198,22 @@ def test_a_classifier_on_the_first_token(place):
     head = load(folder).classifier
     assert head["output"]["kernel"].shape == (32, 2)
     assert not np.array_equal(head["output"]["bias"], np.zeros(2))
+
+    def evaluated(*more):
+        out = str(folder / "evaluation")
+        task.write_text(f"task = { ({**TOPICS, 'path': str(place / '{split}.jsonl')} | dict(more))!r}")
+        monkeypatch.setattr("sys.argv", ["", "--checkpoint", str(folder), "--tasks", str(task), "--out", out, *flags])
+        evaluate.main()
+        return json.loads((folder / "evaluation" / "results.json").read_text())
+
+    task, flags = place / "topics.py", ["--baselines"]
+    first, *others = evaluated()
+    assert first["accuracy"] == pytest.approx(summary["topics"]["accuracy"]["mean"])
+    assert [row["task"] for row in others] == ["topics, majority", "topics, TF-IDF"]
+    with pytest.raises(SystemExit, match="classifier has 2 classes, but topics has 3"):
+        evaluated(("verbalizer", {"0": " ba", "1": " de", "2": " fi"}))
+    flags = ["--head", "cloze"]
+    assert evaluated(("verbalizer", {"0": " ba", "1": " de", "2": " fi"}))[0]["examples"] == 10
 
 
 def test_patience_counts_evaluations_without_a_better_score():
