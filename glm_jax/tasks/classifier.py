@@ -50,7 +50,7 @@ def evaluate(
         raise TaskError(f"the checkpoint's classifier has {has} classes, but {task.name} has {classes}")
     examples = read(task.source, options.split, options.limit)
     encoder = encoder_of(task, tokenizer, model.config.num_positions)
-    encoded = [context_of(task, example, encoder) for example in examples]
+    encoded = [context_of(task, example, encoder) for example in options.share.of(examples)]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     scores: list[Sequence[float]] = [()] * len(encoded)
     for at in range(0, len(order), options.batch_size):
@@ -61,6 +61,7 @@ def evaluate(
         found = np.asarray(_scores(params, batch, model=model))
         for place, i in enumerate(rows):
             scores[i] = found[place].tolist()
+    scores = options.share.join(scores)
     return result_of(task, examples, [(s, [False] * len(s)) for s in scores], options, name)
 
 

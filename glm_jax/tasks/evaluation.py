@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from glm_jax import hosts
 from glm_jax.checkpoint import write_json_atomic
 from glm_jax.model import GLM
 from glm_jax.tasks import language_modelling as lm
@@ -21,6 +22,28 @@ LANGUAGE = ("lm", "wikitext", "lambada", "choices")
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """Which examples this process scores: every `count`-th, from `index`. All processes get the results of all."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, items: Sequence[Any]) -> Sequence[Any]:
+        """This process's part."""
+        return items[self.index :: self.count]
+
+    def join(self, results: Sequence[Any]) -> list[Any]:
+        """The results of all items, in their order, from those of this process's part: JSON values."""
+        if self.count == 1:
+            return list(results)
+        parts = hosts.gather(list(results))
+        joined: list[Any] = [None] * sum(map(len, parts))
+        for index in range(self.count):
+            joined[index :: self.count] = parts[index]
+        return joined
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """How tasks are evaluated.
 
@@ -32,6 +55,7 @@ class Options:
       overlap: new tokens of a window; None does not overlap windows.
       unidirectional: whether the context stands behind the start token instead of in Part A.
       multi_token: see `PromptEncoder`.
+      share: of the examples, on many processes.
       head: of tasks with fixed classes: "cloze", or "classifier" for params["classifier"].
     """
 
@@ -43,6 +67,7 @@ class Options:
     unidirectional: bool = False
     multi_token: bool | None = None
     head: str = "cloze"
+    share: Share = Share()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +117,7 @@ def run(
         return classify(model, params, tokenizer, task, options, name)
     from glm_jax.tasks.generation import generate
 
-    numbers, rows = generate(model, params, tokenizer, task, options.split, options.limit, options.batch_size)
+    numbers, rows = generate(model, params, tokenizer, task, options)
     return Result(name or task.name, options.split, len(rows), numbers, rows)
 
 
@@ -102,9 +127,11 @@ def classify(
     """Zero-shot cloze: every candidate's score, and the task's own numbers."""
     examples = read(task.source, options.split, options.limit)
     encoder = encoder_of(task, tokenizer, model.config.num_positions, options.multi_token)
-    encoded = [named_example(example, encoder.encode, task.prompt, example.fields) for example in examples]
+    own = options.share.of(examples)
+    encoded = [named_example(example, encoder.encode, task.prompt, example.fields) for example in own]
     scores = _scores(model, params, tokenizer, encoded, options, 2 * encoder.max_length, task.length_penalty)
-    return result_of(task, examples, [(s.values.tolist(), s.greedy.tolist()) for s in scores], options, name)
+    pairs = options.share.join([(s.values.tolist(), s.greedy.tolist()) for s in scores])
+    return result_of(task, examples, pairs, options, name)
 
 
 def result_of(

@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,7 +19,7 @@ from glm_jax.run_folder import RunFolder
 from glm_jax.tasks import evaluation
 from glm_jax.tasks.classifier import classes_of, with_head
 from glm_jax.trainer import train
-from glm_jax.tuning.subject import FromCheckpoint, check_keys, tasks_of
+from glm_jax.tuning.subject import FromCheckpoint, check_keys, score, tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,9 @@ def _test(config, folder):
     params = with_head(loaded.params, loaded.classifier)
     split = config.test_split or config.validation_split
     options = evaluation.Options(split=split, batch_size=config.eval_batch_size, head=config.head)
-    results = [evaluation.run(loaded.model, params, loaded.tokenizer, task, options) for task in tasks_of(config)]
-    evaluation.write(results, str(folder.path / "test"), str(folder.path))
+    results = score(loaded.model, params, loaded.tokenizer, tasks_of(config), options)
+    if jax.process_index() == 0:
+        evaluation.write(results, str(folder.path / "test"), str(folder.path))
     return results
 
 
@@ -119,7 +121,8 @@ def _summary(workdir, runs):
             deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             numbers[name] = {"mean": float(np.mean(values)), "deviation": deviation, "values": values}
         summary[first.task] = {"split": first.split, "examples": first.count, **numbers}
-    write_json_atomic(os.path.join(workdir, "test.json"), summary)
+    if jax.process_index() == 0:
+        write_json_atomic(os.path.join(workdir, "test.json"), summary)
     return summary
 
 

@@ -1,14 +1,15 @@
 """What fine-tuning learns from: tasks. The counterpart of glm_jax/text.py; the trainer reads both in the same way."""
 
+import contextlib
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from glm_jax import program
+from glm_jax import program, sharding
 from glm_jax.config import model_config
 from glm_jax.data.packing import Mixture
 from glm_jax.model import GLM
@@ -96,7 +97,7 @@ class Tasks:
             split=config.validation_split, limit=config.eval_examples, batch_size=config.eval_batch_size,
             head=config.head,
         )  # fmt: skip
-        results = [evaluation.run(run.model, params, self.tokenizer, task, options) for task in self.tasks]
+        results = score(run.model, params, self.tokenizer, self.tasks, options)
         count = sum(result.count for result in results)
         found = {BEST_OF_TASKS[0]: sum(next(iter(r.numbers.values())) * r.count for r in results) / count}
         return found | {f"validation_{r.task}_{name}": value for r in results for name, value in r.numbers.items()}
@@ -189,3 +190,14 @@ def few(examples: list[Example], config: ConfigDict) -> list[Example]:
         raise ValueError(f"few_shot {config.few_shot} of {len(examples)} examples: lower it, or set it to None")
     chosen = random.Random(config.few_shot_seed).sample(range(len(examples)), config.few_shot)
     return [examples[i] for i in sorted(chosen)]
+
+
+def score(
+    model: GLM, params: Any, tokenizer: Tokenizer, tasks: Sequence[AnyTask], options: evaluation.Options
+) -> list[evaluation.Result]:
+    """The results of all tasks; on many processes each scores its share of the examples, and all get all results."""
+    own, mesh = sharding.own_copy(params)
+    share = evaluation.Share(jax.process_index(), jax.process_count())
+    options = dataclasses.replace(options, share=share)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return [evaluation.run(model, own, tokenizer, task, options) for task in tasks]

@@ -1,5 +1,6 @@
 """What needs no model: a linear model that learns, classes by their counts, sources copied."""
 
+import itertools
 import json
 
 import numpy as np
@@ -24,7 +25,7 @@ def test_the_linear_model_solves_its_problem():
     words = ["good", "bad", "film", "very", "so", "fine", ("good", "good"), ("good", "film"), ("film", "so")]
     words += [("so", "bad"), ("very", "good"), ("bad", "bad"), ("fine", "film")]
     texts = [["good"] * 2 + ["film"], ["film", "so", "bad"], ["very", "good"], ["bad"] * 3, ["fine", "film"]]
-    counts = np.array([[(t + list(zip(t, t[1:], strict=False))).count(w) for w in words] for t in texts])
+    counts = np.array([[[*t, *itertools.pairwise(t)].count(w) for w in words] for t in texts])
     values = np.where(counts, 1 + np.log(np.maximum(counts, 1)), 0) * (1 + np.log(6 / (1 + (counts > 0).sum(0))))
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     kernel, bias = np.zeros((len(words), 2)), np.zeros(2)

@@ -8,9 +8,10 @@ import random
 import pytest
 from golden import Words, assert_equal, load, needs_vocabularies, tokenizer
 
-from glm_jax.tasks import seq2seq
+from glm_jax.tasks import generation, seq2seq
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import read
+from glm_jax.tasks.infilling import InfillingTask
 
 RECORDS = load("seq2seq_samples.json")
 NAMES = {"ids": "text", "sep": "attention_mask", "targets": "target"}
@@ -134,6 +135,23 @@ def test_source_and_target_lengths():
     assert encoded.tokens[1:6] == words.encode("d e f g h")
     assert encoded.target_ids[-3:] == words.encode("k l m")
     assert len(encoded) == 8 + 3
+
+
+@needs_vocabularies
+def test_wordpiece_is_compared_in_one_writing():
+    """What the model wrote, token by token, and the reference as it stands in the file."""
+    tokens = tokenizer("bert")
+    reference = 'He said "hello" and didn\'t pay $3,000.[SEP]It was well-known.'
+    written = tokens.decode(tokens.encode_commands(reference), print_special=True).strip()
+    ours, theirs = generation._fixed(seq2seq.cnn_dm("nowhere"), tokens, [written], [reference])
+    assert [part.strip() for part in ours[0].split("[SEP]")] == [
+        "he said `` hello '' and did n't pay $ 3,000 .", "it was well-known .",
+    ]  # fmt: skip
+    assert ours == theirs
+    ours, theirs = generation._fixed(seq2seq.gigaword("nowhere"), tokens, ["a [UNK] - b"], ["A [UNK] - b"])
+    assert ours == theirs == ["a UNK - b"]
+    infilling = InfillingTask("blank", seq2seq.infilling_source("nowhere"), 0.3)
+    assert generation._fixed(infilling, tokens, ["do n ' t"], ["Do n't"]) == (["do n't"], ["Do n't"])
 
 
 def test_readers(tmp_path):

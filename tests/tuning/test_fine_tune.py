@@ -4,12 +4,15 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from kills import ROOT, assert_same_end, kill_at, losses
 
 from glm_jax import config as defaults
 from glm_jax import evaluate
@@ -74,13 +77,9 @@ def finished(place):
     return place / "whole", fine_tune(config(place), str(place / "whole"))
 
 
-def _losses(folder):
-    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
-
-
 def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
     folder, summary = finished
-    assert set(_losses(folder)) == set(range(1, 7))
+    assert set(losses(folder)) == set(range(1, 7))
     assert summary["topics"]["split"] == "validation"
     assert summary["topics"]["examples"] == 10
     value = summary["topics"]["accuracy"]["mean"]
@@ -111,9 +110,29 @@ def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
         assert fine_tune(config(place), str(folder)) == finished[1]
     finally:
         moved.rename(place / "pretrained")
-    assert _losses(folder) == _losses(finished[0])
-    ours, theirs = load_run(folder), load_run(finished[0])
-    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert_same_end(folder, finished[0])
+
+
+def test_kill_9_and_resume_is_bitwise(finished, place):
+    """Killed in the second of two epochs, whose validation is still to come; the log is that of the whole run."""
+    folder, file = place / "killed", place / "config.py"
+    file.write_text(
+        f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/tuning')]!r}\n"
+        "import pathlib, test_fine_tune\n"
+        f"def get_config():\n    return test_fine_tune.config(pathlib.Path({str(place)!r}))\n"
+    )
+    command = [sys.executable, "-m", "glm_jax.finetune", f"--config={file}", f"--workdir={folder}"]
+    kill_at(command, folder, 4)
+    assert not (folder / "result.json").exists()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert_same_end(folder, finished[0])
+    ours, theirs = (
+        [{k: v for k, v in line.items() if "second" not in k and k != "input_stall"} for line in read_metrics(log)]
+        for log in (folder / "metrics.jsonl", finished[0] / "metrics.jsonl")
+    )
+    assert ours == theirs
+    for name in ("test.json", "test/predictions-topics.jsonl"):
+        assert (folder / name).read_text() == (finished[0] / name).read_text()
 
 
 def test_tasks_that_write_beside_tasks_that_choose(place):
