@@ -131,7 +131,7 @@ def classify(
     encoded = [named_example(example, encoder.encode, task.prompt, example.fields) for example in own]
     scores = _scores(model, params, tokenizer, encoded, options, 2 * encoder.max_length, task.length_penalty)
     pairs = options.share.join([(s.values.tolist(), s.greedy.tolist()) for s in scores])
-    return result_of(task, examples, pairs, options, name)
+    return result_of(task, examples, [(values, greedy) for values, greedy in pairs], options, name)
 
 
 def result_of(

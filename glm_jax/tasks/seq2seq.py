@@ -5,12 +5,12 @@ import dataclasses
 import json
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from glm_jax.tasks import metrics
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import Example, Source, open_text, parallel
+from glm_jax.tasks.examples import SPLITS, Example, Source, open_text, parallel
 from glm_jax.tasks.inputs import Answer, Encoded, assemble
 from glm_jax.tasks.superglue import standard_punctuation
 from glm_jax.tasks.text_cleaning import (
@@ -157,6 +157,35 @@ def squad_generation(folder: str) -> Seq2SeqTask:
 def pairs(name: str, folder: str, source_length: int = 512, target_length: int = 128) -> Seq2SeqTask:
     """{split}.source and .target of your own."""
     return Seq2SeqTask(name, parallel(folder), continuation, source_length, target_length)
+
+
+def modernisation() -> Seq2SeqTask:
+    """Verses of the King James Version, to be written as the World English Bible has them; both come with this package.
+
+    Splits: `validation` and `test` are the verses of the books that pretraining holds out, every other one; `train` has
+    all other books.
+    """
+    return Seq2SeqTask(
+        "kjv_to_web", verse_pairs, continuation, 96, 96, metrics.bleu, beams=1, length_penalty=0.0, no_repeat_ngram=0
+    )
+
+
+def verse_pairs(split: str) -> Iterator[Example]:
+    """The verses that both translations have: fields `source` and `target`. Raises TaskError for another split."""
+    from glm_jax.data import bible
+
+    if split not in SPLITS:
+        raise TaskError(f"the verses have no split {split!r}; they have {', '.join(SPLITS)}")
+    old, new = bible.read_verses("kjv"), bible.read_verses("web")
+    held_out = 0
+    for verse, text in old.items():
+        if not text or not new.get(verse):
+            continue
+        belongs = "train"
+        if verse[0] in bible.HELD_OUT_BOOKS:
+            belongs, held_out = ("validation", "test")[held_out % 2], held_out + 1
+        if belongs == split:
+            yield Example("{}-{}-{}".format(*verse), {"source": text, "target": new[verse]})
 
 
 def xsum_source(folder: str) -> Source:
