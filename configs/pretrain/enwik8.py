@@ -3,7 +3,10 @@ r"""A small GLM from Wikipedia, for fine-tuning on topics of the world: words of
     python -m glm_jax.pretrain --config=configs/pretrain/enwik8.py --workdir=runs/enwik8
 
 Wants data/enwik8-articles.jsonl.xz, lines {"text": ...}: 52 MB of articles, 11.7 M tokens of the vocabulary below.
-Hardware: a CPU. MEASURED
+Measured on two shared AMD EPYC cores (5,000 to 6,700 raw tokens a second where nobody else works): validation loss
+5.275 nats per target, where a unigram has 5.980, a bigram 5.704 and their interpolation 4.948. It is far from what
+the text could teach; a longer schedule is what it lacks. The schedule of the measured run was planned for 7,000 steps,
+and cut to 4,500 at step 3,012 and to 3,400 at step 3,218.
 """
 
 from glm_jax import config as defaults
@@ -12,7 +15,7 @@ from glm_jax import config as defaults
 def get_config():
     """0.9 M parameters beside the vocabulary, which has 3.1 M; most of what this little text teaches is words."""
     config = defaults.pretrain()
-    config.duration = "4500 steps"  # 9.2 M tokens, 0.8 epochs
+    config.duration = "3400 steps"  # 7.0 M tokens, 0.6 epochs
     config.batch_size = 16
     config.data.corpora = ({"source": "data/enwik8-articles.jsonl.xz"},)
     config.data.sequence_length = 128
@@ -37,6 +40,6 @@ def get_config():
     config.log_every = "50 steps"
     config.eval_every = "500 steps"
     config.eval_examples = 256
-    config.show_every = "4500 steps"
+    config.show_every = "3400 steps"
     config.checkpoint_every = "500 steps"
     return config
