@@ -225,8 +225,8 @@ def find(name: str, data_dir: str = "data") -> AnyTask:
 
     name: a SuperGLUE task on data_dir, with ":PATTERN" behind it for another pattern than 0 (boolq:4);
     gigaword, cnn_dm, cnn_dm_original, xsum or squad_generation on data_dir or its folder of that name; pairs:FOLDER for
-    {split}.source and .target there; kjv_to_web, which needs no files; blank:RATIO for infilling of data_dir; or a Python file that defines `task` (a
-    task, or a dict for `from_settings`).
+    {split}.source and .target there; kjv_to_web, which needs no files; blank:RATIO for infilling of data_dir; or a
+    Python file that defines `task` (a task, or a dict for `from_settings`).
     """
     if name.endswith(".py"):
         if not os.path.isfile(name):

@@ -60,7 +60,7 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
     where it has no tokenizer.
     """
     tasks = _checked_tasks(config)
-    if any(folder.checkpoints.glob("[0-9]*")) and folder.config.exists():
+    if folder.begun and folder.config.exists():
         model = json.loads(folder.config.read_text())["model"]
         subject = FromCheckpoint(tokenizers.load(folder.tokenizer))
     else:

@@ -11,8 +11,8 @@ from golden import Words, assert_equal, load, needs_vocabularies, tokenizer
 from glm_jax.data.bible import HELD_OUT_BOOKS
 from glm_jax.tasks import baselines, generation, seq2seq
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import read
 from glm_jax.tasks.evaluation import Options
+from glm_jax.tasks.examples import read
 from glm_jax.tasks.infilling import InfillingTask
 from glm_jax.tasks.task import find
 
