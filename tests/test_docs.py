@@ -41,6 +41,7 @@ ELSEWHERE = {
     "python tests/fidelity.py": "tests/test_fidelity.py, slow",
     "python -m glm_jax.convert THUDM/": "needs the network",
     "python -m glm_jax.pretrain --config=configs/pretrain/enwik8.py": "needs the articles",
+    "python -m glm_jax.evaluate --checkpoint runs/enwik8": "tests/tasks/test_language_modelling.py",
     "python -m glm_jax.generate --checkpoint runs/glm-10b": "needs the released weights",
     "python -m glm_jax.benchmark step": "tests/test_benchmark.py",
     "python -m glm_jax.plan": "tests/test_planning.py",
