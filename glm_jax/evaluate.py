@@ -9,13 +9,9 @@ def main() -> None:
     """Scores a checkpoint on tasks, prints a table, and writes it with all predictions."""
     parser = argparse.ArgumentParser(prog="python -m glm_jax.evaluate", description="Score a GLM on tasks, zero-shot.")
     parser.add_argument("--checkpoint", required=True, help="a run folder, a hub folder, or the original's")
-    parser.add_argument(
-        "--tasks",
-        required=True,
-        help="comma-separated: a SuperGLUE task (boolq, boolq:4 for pattern 4), a Python file that defines `task`, "
-        "gigaword, cnn_dm, cnn_dm_original, xsum, squad_generation, pairs:FOLDER, blank:RATIO, "
-        "lm:FILE, wikitext:FILE, lambada:FILE, choices:FILE",
-    )
+    names = "SuperGLUE's (boolq, boolq:4 for pattern 4), a Python file that defines `task`, gigaword, cnn_dm, xsum, "
+    names += "cnn_dm_original, squad_generation, pairs:FOLDER, blank:RATIO, (lm, wikitext, lambada, choices):FILE"
+    parser.add_argument("--tasks", required=True, help=f"comma-separated: {names}")
     parser.add_argument("--data", default="data", help="folder of SuperGLUE's folders, and of other tasks' files")
     parser.add_argument("--split", default="validation", help="train, validation or test")
     parser.add_argument("--out", help="folder for results.json and predictions-TASK.jsonl")
@@ -24,28 +20,32 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="tokens of a window; by default what the model holds")
     parser.add_argument("--overlap", type=int, default=256, help="new tokens of a window; 0 for windows side by side")
     parser.add_argument("--unidirectional", action="store_true", help="the context is read left to right, too")
+    parser.add_argument("--head", choices=("cloze", "classifier"), help="by default a classifier where there is one")
+    parser.add_argument("--baselines", action="store_true", help="beside it what needs no model: docs/tasks.md")
     parser.add_argument("--tokenizer", help="folder of a tokenizer, for checkpoints without one")
     arguments = parser.parse_args()
     log_to_stderr()
     with one_line_errors():
         from glm_jax.interop import load
         from glm_jax.tasks import evaluation
+        from glm_jax.tasks.baselines import baselines
+        from glm_jax.tasks.classifier import with_head
+        from glm_jax.tasks.task import find
 
         loaded = load(arguments.checkpoint, tokenizer=arguments.tokenizer)
         if loaded.tokenizer is None:
             raise ValueError(f"{arguments.checkpoint} has no tokenizer: name the folder of one with --tokenizer")
         options = evaluation.Options(
-            split=arguments.split,
-            limit=arguments.limit,
-            batch_size=arguments.batch_size,
+            split=arguments.split, limit=arguments.limit, batch_size=arguments.batch_size,
             length=arguments.length or loaded.model.config.max_position_embeddings,
-            overlap=arguments.overlap or None,
-            unidirectional=arguments.unidirectional,
-        )
-        results = []
-        for name in arguments.tasks.split(","):
-            model = (loaded.model, loaded.params, loaded.tokenizer)
-            results.append(evaluation.evaluate(*model, name.strip(), options, arguments.data))
+            overlap=arguments.overlap or None, unidirectional=arguments.unidirectional,
+            head=arguments.head or ("cloze" if loaded.classifier is None else "classifier"),
+        )  # fmt: skip
+        results, params = [], with_head(loaded.params, loaded.classifier)
+        for name in map(str.strip, arguments.tasks.split(",")):
+            results.append(evaluation.evaluate(loaded.model, params, loaded.tokenizer, name, options, arguments.data))
+            if arguments.baselines and name.partition(":")[0] not in evaluation.LANGUAGE:
+                results += baselines(find(name, arguments.data), options)
         if arguments.out:
             evaluation.write(results, arguments.out, arguments.checkpoint)
     print(evaluation.table(results))

@@ -7,6 +7,8 @@ from glm_jax.cli import keep_freed_memory, log_to_stderr, one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/finetune/; --config.KEY=VALUE.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes it.")
+_HOSTS = flags.DEFINE_string("hosts", None, "auto (SLURM, TPU slices), off, or COORDINATOR:PORT,COUNT,INDEX.")
+_HOST_TIMEOUT = flags.DEFINE_float("host_timeout", None, "Seconds within which every host must arrive; 300 by default.")
 
 
 def main(arguments: list[str]) -> None:
@@ -15,6 +17,9 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
     log_to_stderr()
     with one_line_errors():
+        from glm_jax import hosts
+
+        hosts.start(_HOSTS.value, _HOST_TIMEOUT.value)
         from glm_jax.tuning import fine_tune
 
         print(fine_tune.table(fine_tune.fine_tune(_CONFIG.value, _WORKDIR.value)))

@@ -16,6 +16,8 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from glm_jax import cluster
 from glm_jax.cluster import HostError
 
@@ -94,6 +96,19 @@ def exchange(what: str, value: str = "", timeout: float | None = None) -> list[s
         reason = f"did not arrive within {seconds:g} s" if late else f"is lost: {str(problem).splitlines()[0]}"
         raise HostError(f"{what}: {', '.join(missing) or 'a host'} {reason}; its own log says why") from problem
     return [came[process] for process in range(state.num_processes)]
+
+
+def gather(values: Any) -> list[Any]:
+    """JSON values of every process, by process number; through the devices, because they may be long."""
+    if _distributed().num_processes == 1:
+        return [values]
+    from jax.experimental import multihost_utils
+
+    content = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(content.size))).ravel()
+    padded = np.pad(content, (0, int(sizes.max()) - content.size))
+    every = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
 
 
 @contextlib.contextmanager

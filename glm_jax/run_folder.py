@@ -67,6 +67,11 @@ class RunFolder:
         """The folder of a `Checkpointer`."""
         return self.path / "checkpoints"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint: one that was being written when the run was killed is none."""
+        return any(path.name.isdigit() for path in self.checkpoints.glob("[0-9]*"))
+
     def check_shared(self) -> None:
         """Raises RunFolderError when this host does not see what process 0 claimed: the disk is not shared."""
         deadline = time.monotonic() + 30  # a network disk may show a new file late
@@ -87,7 +92,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file: choose a folder as --workdir")
         current = json.loads(to_json(config))
-        if self.config.exists() and any(self.checkpoints.glob("[0-9]*")):
+        if self.config.exists() and self.begun:
             try:
                 saved = json.loads(self.config.read_text())
             except ValueError as error:

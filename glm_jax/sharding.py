@@ -279,6 +279,28 @@ def describe(shardings: Any, abstract_state: Any = None) -> str:
     return "\n".join(lines)
 
 
+def own_copy(params: Any) -> tuple[Any, Mesh | None]:
+    """Parameters that this process can use without the others, and the mesh of its devices over which they are split.
+
+    On one process: the parameters as they are, and None. All processes call it together.
+    """
+    if jax.process_count() == 1:
+        return params, None
+    from jax.experimental import multihost_utils
+
+    leaves = jax.tree.leaves(params)
+    dimensions = [pair for leaf in leaves for pair in zip(leaf.shape, leaf.sharding.spec, strict=False)]
+    split = [length for length, axes in dimensions if "fsdp" in _names(axes)]
+    size = math.gcd(len(jax.local_devices()), *split)
+    mesh = make_mesh({"fsdp": size}, jax.local_devices()[:size])
+
+    def copy(leaf):
+        whole = multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_put(whole, NamedSharding(mesh, leaf.sharding.spec))
+
+    return jax.tree.map(copy, params), mesh
+
+
 def process_shard(mesh: Mesh, rules: Rules = RULES) -> tuple[int, int]:
     """Returns (index, count): this process reads part `index` of `count` equal parts of every batch.
 
@@ -366,6 +388,11 @@ def _twin(keys: tuple[str, ...], shape: tuple[int, ...], boxes: Mapping[tuple[st
         if box is not None:
             return box if len(shape) != len(box.names) or shape == box.value.shape else None
     return None
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    """The mesh axes of one dimension of a PartitionSpec."""
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def _complete(shape: Mapping[str, Any], devices: int) -> dict[str, int]:

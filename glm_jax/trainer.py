@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
         trace = Profile(profile, folder.path / "profile")
         if leader:
             folder.claim(config)
-        if not any(folder.checkpoints.glob("[0-9]*")):  # a run that has begun no longer needs the other one
+        if not folder.begun:  # a run that has begun no longer needs the other one
             subject.check_init_from(config.init_from)
     with hosts.together("opening the run folder"):
         folder.check_shared()

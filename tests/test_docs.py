@@ -40,6 +40,8 @@ ELSEWHERE = {
     "ruff": ".ci/run",
     "python tests/fidelity.py": "tests/test_fidelity.py, slow",
     "python -m glm_jax.convert THUDM/": "needs the network",
+    "python -m glm_jax.pretrain --config=configs/pretrain/enwik8.py": "needs the articles",
+    "python -m glm_jax.evaluate --checkpoint runs/enwik8": "tests/tasks/test_language_modelling.py",
     "python -m glm_jax.generate --checkpoint runs/glm-10b": "needs the released weights",
     **dict.fromkeys(
         (
@@ -72,6 +74,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     tiny_run.write_corpus(folder)
     train(tiny_run.config(folder, duration="2 steps"), str(folder / "runs" / "quickstart"))
+    (folder / "runs" / "enwik8").symlink_to("quickstart")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "prompts.jsonl").write_text('{"prompt": "ba [MASK] de."}\n')
     (folder / "data" / "ag_news").mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -12,14 +11,13 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from kills import ROOT, assert_same_end, kill_at, losses
 
 from glm_jax.decoding import fill
 from glm_jax.meter import NonFiniteError
 from glm_jax.report import read_metrics
 from glm_jax.run_folder import RunFolder, RunFolderError, load_run
 from glm_jax.trainer import Interrupted, train
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +34,9 @@ def finished(corpus):
     return corpus / "finished", result
 
 
-def _losses(folder):
-    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
-
-
-def _assert_same_end(folder, other):
-    """Bitwise: the losses of all steps and the final parameters."""
-    assert _losses(folder) == _losses(other)
-    ours, theirs = load_run(folder), load_run(other)
-    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
-    assert ours.restored.checksum == theirs.restored.checksum
-
-
 def test_a_run_leaves_what_it_promises(finished):
     folder, result = finished
-    assert set(_losses(folder)) == set(range(1, 13))
+    assert set(losses(folder)) == set(range(1, 13))
     assert result["validation_loss"] < 6
     logged = read_metrics(folder / "metrics.jsonl")[0]
     assert logged["mfu"] is None  # nobody knows the peak of this CPU
@@ -92,7 +78,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(finished, corpus, monkeypatch
         train(tiny_run.config(corpus), str(folder))
     monkeypatch.undo()
     train(tiny_run.config(corpus), str(folder))
-    _assert_same_end(finished[0], folder)
+    assert_same_end(finished[0], folder)
 
 
 def _command(corpus, folder, config_file):
@@ -109,24 +95,12 @@ def _config_file(corpus, duration):
     return path
 
 
-def _kill_at(command, folder, step):
-    """Starts `command` and kills it as soon as `step` is logged: at some moment of the steps that follow."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 240
-    while max(_losses(folder), default=0) < step:
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 def test_kill_9_and_resume_is_bitwise(finished, corpus):
     folder = corpus / "killed"
     command = _command(corpus, folder, _config_file(corpus, "12 steps"))
-    _kill_at(command, folder, 6)
+    kill_at(command, folder, 6)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    _assert_same_end(finished[0], folder)
+    assert_same_end(finished[0], folder)
 
 
 @pytest.mark.slow
@@ -138,10 +112,10 @@ def test_three_kills_at_random_moments(corpus, attempt):
     subprocess.run(_command(corpus, whole, config_file), cwd=ROOT, check=True, capture_output=True)
     command = _command(corpus, folder, config_file)
     for step in np.sort(rng.choice(np.arange(2, 58), 3, replace=False)):
-        _kill_at(command, folder, step)
+        kill_at(command, folder, step)
         time.sleep(rng.random() * 0.05)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    _assert_same_end(whole, folder)
+    assert_same_end(whole, folder)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(corpus):
@@ -155,10 +129,10 @@ def test_a_loss_that_is_no_number_stops_the_run(corpus):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-def test_accumulation_keeps_batches_and_losses(finished, corpus):
+def test_accumulation_keeps_batches_andlosses(finished, corpus):
     folder = corpus / "accumulated"
     train(tiny_run.config(corpus, accumulation=4), str(folder))
-    whole, parts = _losses(finished[0]), _losses(folder)
+    whole, parts = losses(finished[0]), losses(folder)
     np.testing.assert_allclose([parts[s] for s in whole], list(whole.values()), rtol=1e-5)
 
 

@@ -70,6 +70,15 @@ def read_chapters(translation: str) -> Iterator[tuple[int, int, str]]:
         yield book, chapter, content[start:end].strip()
 
 
+def read_verses(translation: str) -> dict[tuple[int, int, int], str]:
+    """(book, chapter, verse) -> text, in the order of the canon. Raises DataError as `read_chapters`."""
+    content, starts, ends = _read_package(translation)
+    return {
+        (verse // 1_000_000, verse // 1000 % 1000, verse % 1000): content[starts[verse] : ends[verse]].strip()
+        for verse in sorted(starts)
+    }
+
+
 @functools.lru_cache(maxsize=2)
 def _read_package(translation: str) -> tuple[str, dict[int, int], dict[int, int]]:
     package = f"pythonbible_{translation}"

@@ -6,18 +6,41 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from glm_jax import hosts
 from glm_jax.checkpoint import write_json_atomic
 from glm_jax.model import GLM
 from glm_jax.tasks import language_modelling as lm
 from glm_jax.tasks import metrics, scoring
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, json_lines, read
-from glm_jax.tasks.prompts import Cloze, PromptEncoder
-from glm_jax.tasks.task import AnyTask, Prediction, Task, find, named_example
+from glm_jax.tasks.prompts import Cloze
+from glm_jax.tasks.task import AnyTask, Prediction, Task, encoder_of, find, named_example
 from glm_jax.tasks.text_cleaning import detokenize_wikitext
 from glm_jax.tokenizers.base import Tokenizer
 
 LANGUAGE = ("lm", "wikitext", "lambada", "choices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which examples this process scores: every `count`-th, from `index`. All processes get the results of all."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, items: Sequence[Any]) -> Sequence[Any]:
+        """This process's part."""
+        return items[self.index :: self.count]
+
+    def join(self, results: Sequence[Any]) -> list[Any]:
+        """The results of all items, in their order, from those of this process's part: JSON values."""
+        if self.count == 1:
+            return list(results)
+        parts = hosts.gather(list(results))
+        joined: list[Any] = [None] * sum(map(len, parts))
+        for index in range(self.count):
+            joined[index :: self.count] = parts[index]
+        return joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +55,8 @@ class Options:
       overlap: new tokens of a window; None does not overlap windows.
       unidirectional: whether the context stands behind the start token instead of in Part A.
       multi_token: see `PromptEncoder`.
+      share: of the examples, on many processes.
+      head: of tasks with fixed classes: "cloze", or "classifier" for params["classifier"].
     """
 
     split: str = "validation"
@@ -41,6 +66,8 @@ class Options:
     overlap: int | None = 256
     unidirectional: bool = False
     multi_token: bool | None = None
+    head: str = "cloze"
+    share: Share = Share()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +109,15 @@ def run(
     model: GLM, params: Any, tokenizer: Tokenizer, task: AnyTask, options: Options, name: str | None = None
 ) -> Result:
     """One task, under `name` or its own: candidates are compared, or texts written and compared with references."""
+    if options.head == "classifier":
+        from glm_jax.tasks import classifier
+
+        return classifier.evaluate(model, params, tokenizer, task, options, name)
     if isinstance(task, Task):
         return classify(model, params, tokenizer, task, options, name)
     from glm_jax.tasks.generation import generate
 
-    numbers, rows = generate(model, params, tokenizer, task, options.split, options.limit, options.batch_size)
+    numbers, rows = generate(model, params, tokenizer, task, options)
     return Result(name or task.name, options.split, len(rows), numbers, rows)
 
 
@@ -95,11 +126,12 @@ def classify(
 ) -> Result:
     """Zero-shot cloze: every candidate's score, and the task's own numbers."""
     examples = read(task.source, options.split, options.limit)
-    length = min(task.max_length, model.config.num_positions)
-    encoder = PromptEncoder(tokenizer, length, multi_token=options.multi_token)
-    encoded = [named_example(example, encoder.encode, task.prompt, example.fields) for example in examples]
-    scores = _scores(model, params, tokenizer, encoded, options, 2 * length, task.length_penalty)
-    return result_of(task, examples, [(s.values.tolist(), s.greedy.tolist()) for s in scores], options, name)
+    encoder = encoder_of(task, tokenizer, model.config.num_positions, options.multi_token)
+    own = options.share.of(examples)
+    encoded = [named_example(example, encoder.encode, task.prompt, example.fields) for example in own]
+    scores = _scores(model, params, tokenizer, encoded, options, 2 * encoder.max_length, task.length_penalty)
+    pairs = options.share.join([(s.values.tolist(), s.greedy.tolist()) for s in scores])
+    return result_of(task, examples, [(values, greedy) for values, greedy in pairs], options, name)
 
 
 def result_of(

@@ -5,15 +5,21 @@ import dataclasses
 import json
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from glm_jax.tasks import metrics
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import Example, Source, open_text, parallel
+from glm_jax.tasks.examples import SPLITS, Example, Source, open_text, parallel
 from glm_jax.tasks.inputs import Answer, Encoded, assemble
 from glm_jax.tasks.superglue import standard_punctuation
-from glm_jax.tasks.text_cleaning import detokenize_blank, detokenize_cnn_dm, detokenize_gigaword
+from glm_jax.tasks.text_cleaning import (
+    detokenize_blank,
+    detokenize_cnn_dm,
+    detokenize_gigaword,
+    fix_gigaword,
+    fix_tokenization,
+)  # fmt: skip
 from glm_jax.tokenizers.base import Tokenizer
 
 Layout = Callable[[Tokenizer, Mapping[str, Any], int], list[int]]
@@ -28,6 +34,8 @@ class Seq2SeqTask:
       layout: (tokenizer, fields, source_length) -> Part A with one blank.
       score: (hypotheses, references) -> named numbers.
       beams, length_penalty, min_length, no_repeat_ngram: of beam search.
+      fix: makes a sentence that WordPiece wrote one that the references' authors would write: of tokenizers of other
+        kinds, whose texts are whole, nothing is fixed.
     """
 
     name: str
@@ -41,6 +49,7 @@ class Seq2SeqTask:
     min_length: int = 0
     no_repeat_ngram: int = 3
     label_smoothing: float = 0.1
+    fix: Callable[[str], str] = str
 
     def encode(
         self, tokenizer: Tokenizer, fields: Mapping[str, Any], *, training: bool = True, pad_context: bool = False
@@ -121,13 +130,13 @@ def cleaned(source: Source, clean: Callable[[str], str], clean_target: Callable[
 def gigaword(folder: str) -> Seq2SeqTask:
     """Headlines (Rush et al. 2015)."""
     source = cleaned(parallel(folder), detokenize_gigaword)
-    return Seq2SeqTask("gigaword", source, content, 192, 32, length_penalty=0.6)
+    return Seq2SeqTask("gigaword", source, content, 192, 32, length_penalty=0.6, fix=fix_gigaword)
 
 
 def cnn_dm(folder: str) -> Seq2SeqTask:
     """Highlights of CNN and the Daily Mail (Hermann et al. 2015), sentences split by [SEP]."""
     source = cleaned(parallel(folder), detokenize_cnn_dm, lambda text: detokenize_cnn_dm(text, target=True))
-    return Seq2SeqTask("cnn_dm", source, content, 608, 160, min_length=55)
+    return Seq2SeqTask("cnn_dm", source, content, 608, 160, min_length=55, fix=fix_tokenization)
 
 
 def cnn_dm_original(folder: str) -> Seq2SeqTask:
@@ -148,6 +157,35 @@ def squad_generation(folder: str) -> Seq2SeqTask:
 def pairs(name: str, folder: str, source_length: int = 512, target_length: int = 128) -> Seq2SeqTask:
     """{split}.source and .target of your own."""
     return Seq2SeqTask(name, parallel(folder), continuation, source_length, target_length)
+
+
+def modernisation() -> Seq2SeqTask:
+    """Verses of the King James Version, to be written as the World English Bible has them; both come with this package.
+
+    Splits: `validation` and `test` are the verses of the books that pretraining holds out, every other one; `train` has
+    all other books.
+    """
+    return Seq2SeqTask(
+        "kjv_to_web", verse_pairs, continuation, 96, 96, metrics.bleu, beams=1, length_penalty=0.0, no_repeat_ngram=0
+    )
+
+
+def verse_pairs(split: str) -> Iterator[Example]:
+    """The verses that both translations have: fields `source` and `target`. Raises TaskError for another split."""
+    from glm_jax.data import bible
+
+    if split not in SPLITS:
+        raise TaskError(f"the verses have no split {split!r}; they have {', '.join(SPLITS)}")
+    old, new = bible.read_verses("kjv"), bible.read_verses("web")
+    held_out = 0
+    for verse, text in old.items():
+        if not text or not new.get(verse):
+            continue
+        belongs = "train"
+        if verse[0] in bible.HELD_OUT_BOOKS:
+            belongs, held_out = ("validation", "test")[held_out % 2], held_out + 1
+        if belongs == split:
+            yield Example("{}-{}-{}".format(*verse), {"source": text, "target": new[verse]})
 
 
 def xsum_source(folder: str) -> Source:

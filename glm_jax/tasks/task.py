@@ -13,8 +13,9 @@ from glm_jax.tasks import metrics, patterns_more, patterns_superglue, seq2seq, s
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, Source, hub, jsonl, table, tfds
 from glm_jax.tasks.infilling import InfillingTask
-from glm_jax.tasks.prompts import MASK, P, Prompt, Q
+from glm_jax.tasks.prompts import MASK, P, Prompt, PromptEncoder, Q
 from glm_jax.tasks.seq2seq import Seq2SeqTask
+from glm_jax.tokenizers.base import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Task:
 
 
 AnyTask = Task | Seq2SeqTask | InfillingTask
+
+
+def encoder_of(task: Task, tokenizer: Tokenizer, positions: int, multi_token: bool | None = None) -> PromptEncoder:
+    """What encodes a task's examples for a model of `positions`, the same for training and evaluation."""
+    return PromptEncoder(tokenizer, min(task.max_length, positions), multi_token=multi_token)
 
 
 def named_example(example: Example, call: Callable, *arguments: Any) -> Any:
@@ -219,8 +225,8 @@ def find(name: str, data_dir: str = "data") -> AnyTask:
 
     name: a SuperGLUE task on data_dir, with ":PATTERN" behind it for another pattern than 0 (boolq:4);
     gigaword, cnn_dm, cnn_dm_original, xsum or squad_generation on data_dir or its folder of that name; pairs:FOLDER for
-    {split}.source and .target there; blank:RATIO for infilling of data_dir; or a Python file that defines `task` (a
-    task, or a dict for `from_settings`).
+    {split}.source and .target there; kjv_to_web, which needs no files; blank:RATIO for infilling of data_dir; or a
+    Python file that defines `task` (a task, or a dict for `from_settings`).
     """
     if name.endswith(".py"):
         if not os.path.isfile(name):
@@ -238,6 +244,8 @@ def find(name: str, data_dir: str = "data") -> AnyTask:
     if base == "pairs":
         folder = os.path.normpath(pattern or data_dir)
         return seq2seq.pairs(os.path.basename(folder), folder)
+    if base == "kjv_to_web":
+        return seq2seq.modernisation()
     if base == "blank":
         return _infilling(pattern, data_dir)
     if pattern and not pattern.isdigit():

@@ -54,6 +54,11 @@ def fix_tokenization(text: str) -> str:
     return re.sub(r"(?<=\w) - (?=\w)", "-", text.replace("- -", "--"))
 
 
+def fix_gigaword(text: str) -> str:
+    """WordPiece's output as Gigaword writes unknown words."""
+    return text.replace("[UNK]", "UNK")
+
+
 def fix_squad(text: str) -> str:
     """WordPiece's output as SQuAD's answers are written: 10:30, 3,000.5, a.m, a-b."""
     text = re.sub(r"(?<=\d) ([:,.]) (?=\d)", r"\1", text).replace(" - ", "-")

@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,7 +17,7 @@ from glm_jax.config import TUNABLE
 from glm_jax.interop import load
 from glm_jax.run_folder import RunFolder
 from glm_jax.tasks import evaluation
-from glm_jax.tasks.task import Task
+from glm_jax.tasks.classifier import classes_of, with_head
 from glm_jax.trainer import train
 from glm_jax.tuning.subject import FromCheckpoint, check_keys, score, tasks_of
 
@@ -59,7 +60,7 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
     where it has no tokenizer.
     """
     tasks = _checked_tasks(config)
-    if any(folder.checkpoints.glob("[0-9]*")) and folder.config.exists():
+    if folder.begun and folder.config.exists():
         model = json.loads(folder.config.read_text())["model"]
         subject = FromCheckpoint(tokenizers.load(folder.tokenizer))
     else:
@@ -77,7 +78,7 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
             with config.model.ignore_type():
                 config.model[key] = model.get(key)
         if config.head == "classifier":
-            config.classes = len(tasks[0].prompt.verbalizer)
+            config.classes = classes_of(tasks[0])
     return subject
 
 
@@ -94,19 +95,20 @@ def _checked_tasks(config):
     for task in tasks:
         for split in {config.train_split, config.validation_split, config.test_split or config.validation_split}:
             next(iter(evaluation.read(task.source, split, 1)))
-    if config.head == "classifier" and (not isinstance(tasks[0], Task) or tasks[0].prompt.verbalizer is None):
-        raise ValueError(f"{tasks[0].name} has no fixed classes: use the head 'cloze'")
+    if config.head == "classifier":
+        classes_of(tasks[0])
     return tasks
 
 
 def _test(config, folder):
     """The best checkpoint on the test split: numbers, predictions, and results.json in folder/test."""
     loaded = load(folder.path)
-    params = loaded.params if loaded.classifier is None else {**loaded.params, "classifier": loaded.classifier}
+    params = with_head(loaded.params, loaded.classifier)
     split = config.test_split or config.validation_split
-    options = evaluation.Options(split=split, batch_size=config.eval_batch_size)
-    results = [score(loaded.model, params, loaded.tokenizer, task, options, config.head) for task in tasks_of(config)]
-    evaluation.write(results, str(folder.path / "test"), str(folder.path))
+    options = evaluation.Options(split=split, batch_size=config.eval_batch_size, head=config.head)
+    results = score(loaded.model, params, loaded.tokenizer, tasks_of(config), options)
+    if jax.process_index() == 0:
+        evaluation.write(results, str(folder.path / "test"), str(folder.path))
     return results
 
 
@@ -119,7 +121,8 @@ def _summary(workdir, runs):
             deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             numbers[name] = {"mean": float(np.mean(values)), "deviation": deviation, "values": values}
         summary[first.task] = {"split": first.split, "examples": first.count, **numbers}
-    write_json_atomic(os.path.join(workdir, "test.json"), summary)
+    if jax.process_index() == 0:
+        write_json_atomic(os.path.join(workdir, "test.json"), summary)
     return summary
 
 

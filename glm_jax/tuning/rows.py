@@ -9,14 +9,13 @@ import numpy as np
 
 from glm_jax.batch import Batch
 from glm_jax.model import GLM, check_lengths
+from glm_jax.tasks.classifier import classes_of, context_of
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example
 from glm_jax.tasks.infilling import InfillingTask
-from glm_jax.tasks.inputs import Encoded, assemble
-from glm_jax.tasks.prompts import PromptEncoder
 from glm_jax.tasks.scoring import ClozeBatch, PackedRow, cloze_batch, pack
 from glm_jax.tasks.seq2seq import Seq2SeqTask
-from glm_jax.tasks.task import Task, named_example
+from glm_jax.tasks.task import Task, encoder_of, named_example
 from glm_jax.tokenizers.base import Tokenizer
 
 _MULTIPLE = 16  # row lengths are rounded up to this
@@ -100,11 +99,10 @@ def rows_of(
     Raises TaskError for an example without label, or that cannot be encoded; ValueError for lengths beyond the model.
     """
     pad = tokenizer.special.pad
-    if isinstance(task, Task):
-        encode = _classified(task, tokenizer, model) if head == "classifier" else _chosen(task, tokenizer, model)
-        return Examples(examples, encode, pad)
     if head == "classifier":
-        raise TaskError(f"{task.name} has no classes: use the head 'cloze'")
+        return Examples(examples, _classified(task, tokenizer, model), pad)
+    if isinstance(task, Task):
+        return Examples(examples, _chosen(task, tokenizer, model), pad)
     if isinstance(task, InfillingTask):
         return Examples(examples, lambda e: (_written(task.encode(tokenizer, e)), -1), pad)
     check_lengths(model.config, task.source_length - 1, task.target_length)
@@ -116,19 +114,8 @@ def rows_of(
     return Examples(examples, encode, pad, sizes)
 
 
-def context_of(task: Task, example: Example, encoder: PromptEncoder) -> Encoded:
-    """What a classifier reads: the text of the prompt alone."""
-    cloze = named_example(example, encoder.encode, task.prompt, example.fields)
-    return assemble(cloze.start, cloze.contexts[0].ids, ())
-
-
-def encoder_of(task: Task, tokenizer: Tokenizer, model: GLM) -> PromptEncoder:
-    """The same for training and evaluation."""
-    return PromptEncoder(tokenizer, min(task.max_length, model.config.num_positions))
-
-
 def _chosen(task, tokenizer, model):
-    encoder = encoder_of(task, tokenizer, model)
+    encoder = encoder_of(task, tokenizer, model.config.num_positions)
 
     def encode(example):
         cloze = named_example(example, encoder.encode, task.prompt, example.fields)
@@ -144,9 +131,7 @@ def _chosen(task, tokenizer, model):
 
 
 def _classified(task, tokenizer, model):
-    if task.prompt.verbalizer is None:
-        raise TaskError(f"{task.name} has no fixed classes: use the head 'cloze'")
-    encoder, classes = encoder_of(task, tokenizer, model), len(task.prompt.verbalizer)
+    encoder, classes = encoder_of(task, tokenizer, model.config.num_positions), classes_of(task)
 
     def encode(example):
         row = PackedRow(context_of(task, example, encoder), tuple(range(classes)), ((0, 0, 0),))

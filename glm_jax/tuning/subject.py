@@ -1,5 +1,6 @@
 """What fine-tuning learns from: tasks. The counterpart of glm_jax/text.py; the trainer reads both in the same way."""
 
+import contextlib
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from glm_jax import program
+from glm_jax import program, sharding
 from glm_jax.config import model_config
 from glm_jax.data.packing import Mixture
 from glm_jax.model import GLM
@@ -17,7 +18,6 @@ from glm_jax.tasks import evaluation
 from glm_jax.tasks.examples import Example, read
 from glm_jax.tasks.task import AnyTask, Task, find, from_settings
 from glm_jax.tokenizers.base import Tokenizer
-from glm_jax.tuning import classifier
 from glm_jax.tuning.objective import task_objective
 from glm_jax.tuning.rows import rows_of, to_batch
 
@@ -96,9 +96,10 @@ class Tasks:
         """`validation_score`, the tasks' first numbers averaged by their examples, and all numbers by task."""
         config = self._config
         options = evaluation.Options(
-            split=config.validation_split, limit=config.eval_examples, batch_size=config.eval_batch_size
-        )
-        results = [score(run.model, params, self.tokenizer, task, options, config.head) for task in self.tasks]
+            split=config.validation_split, limit=config.eval_examples, batch_size=config.eval_batch_size,
+            head=config.head,
+        )  # fmt: skip
+        results = score(run.model, params, self.tokenizer, self.tasks, options)
         count = sum(result.count for result in results)
         found = {BEST_OF_TASKS[0]: sum(next(iter(r.numbers.values())) * r.count for r in results) / count}
         return found | {f"validation_{r.task}_{name}": value for r in results for name, value in r.numbers.items()}
@@ -194,9 +195,11 @@ def few(examples: list[Example], config: ConfigDict) -> list[Example]:
 
 
 def score(
-    model: GLM, params: Any, tokenizer: Tokenizer, task: AnyTask, options: evaluation.Options, head: str = "cloze"
-) -> evaluation.Result:
-    """A task's result, by cloze or by the classifier in params["classifier"]."""
-    if head == "classifier":
-        return classifier.evaluate(model, params, tokenizer, task, options)
-    return evaluation.run(model, params, tokenizer, task, options)
+    model: GLM, params: Any, tokenizer: Tokenizer, tasks: Sequence[AnyTask], options: evaluation.Options
+) -> list[evaluation.Result]:
+    """The results of all tasks; on many processes each scores its share of the examples, and all get all results."""
+    own, mesh = sharding.own_copy(params)
+    share = evaluation.Share(jax.process_index(), jax.process_count())
+    options = dataclasses.replace(options, share=share)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return [evaluation.run(model, own, tokenizer, task, options) for task in tasks]

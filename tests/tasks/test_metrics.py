@@ -3,7 +3,7 @@
 import pytest
 from golden import load
 
-from glm_jax.tasks import metrics, superglue, text_cleaning
+from glm_jax.tasks import metrics, seq2seq, superglue, text_cleaning
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example
 from glm_jax.tasks.task import Prediction
@@ -23,8 +23,8 @@ def test_detokenizers():
 
 def test_generated_text():
     for before, kind, after in TEXT["fix_tokenization"]:
-        if kind == "cnn_dm":
-            assert text_cleaning.fix_tokenization(before) == after
+        fix = {"cnn_dm": seq2seq.cnn_dm, "gigaword": seq2seq.gigaword, "cnn_dm_org": seq2seq.cnn_dm_original}[kind]
+        assert fix("nowhere").fix(before) == after
     for before, after in TEXT["squad_fix"]:
         assert text_cleaning.fix_squad(before) == after
     for before, after in TEXT["blanklm_fix"]:

@@ -8,12 +8,17 @@ import random
 import pytest
 from golden import Words, assert_equal, load, needs_vocabularies, tokenizer
 
-from glm_jax.tasks import seq2seq
+from glm_jax.data.bible import HELD_OUT_BOOKS
+from glm_jax.tasks import baselines, generation, seq2seq
 from glm_jax.tasks.errors import TaskError
+from glm_jax.tasks.evaluation import Options
 from glm_jax.tasks.examples import read
+from glm_jax.tasks.infilling import InfillingTask
+from glm_jax.tasks.task import find
 
 RECORDS = load("seq2seq_samples.json")
 NAMES = {"ids": "text", "sep": "attention_mask", "targets": "target"}
+COPY = 40.94  # BLEU of the King James Version as it is, on the test split
 FOOTBALL = "Super Bowl 50 was an American football game to determine the champion of the NFL for the 2015 season. " * 3
 PAIRS = {
     "customization/train/0": {"source": "a b c d e " * 8 + "a b c d e", "target": "the target"},
@@ -134,6 +139,44 @@ def test_source_and_target_lengths():
     assert encoded.tokens[1:6] == words.encode("d e f g h")
     assert encoded.target_ids[-3:] == words.encode("k l m")
     assert len(encoded) == 8 + 3
+
+
+@needs_vocabularies
+def test_wordpiece_is_compared_in_one_writing():
+    """What the model wrote, token by token, and the reference as it stands in the file."""
+    tokens = tokenizer("bert")
+    reference = 'He said "hello" and didn\'t pay $3,000.[SEP]It was well-known.'
+    written = tokens.decode(tokens.encode_commands(reference), print_special=True).strip()
+    ours, theirs = generation._fixed(seq2seq.cnn_dm("nowhere"), tokens, [written], [reference])
+    assert [part.strip() for part in ours[0].split("[SEP]")] == [
+        "he said `` hello '' and did n't pay $ 3,000 .", "it was well-known .",
+    ]  # fmt: skip
+    assert ours == theirs
+    ours, theirs = generation._fixed(seq2seq.gigaword("nowhere"), tokens, ["a [UNK] - b"], ["A [UNK] - b"])
+    assert ours == theirs == ["a UNK - b"]
+    infilling = InfillingTask("blank", seq2seq.infilling_source("nowhere"), 0.3)
+    assert generation._fixed(infilling, tokens, ["do n ' t"], ["Do n't"]) == (["do n't"], ["Do n't"])
+
+
+def test_verses_of_two_translations():
+    """Every verse once; the books that pretraining holds out are not trained on."""
+    task = find("kjv_to_web")
+    splits = {split: read(task.source, split) for split in ("train", "validation", "test")}
+    assert {split: len(examples) for split, examples in splits.items()} == {
+        "train": 29653, "validation": 723, "test": 723,
+    }  # fmt: skip
+    held_out = {int(e.id.split("-")[0]) for split in ("validation", "test") for e in splits[split]}
+    assert held_out == set(HELD_OUT_BOOKS)
+    assert held_out.isdisjoint(int(e.id.split("-")[0]) for e in splits["train"])
+    first = splits["train"][0]
+    assert first.id == "1-1-1"
+    assert first.fields["source"] == "In the beginning God created the heaven and the earth."
+    assert first.fields["target"] == "In the beginning God created the heavens and the earth."
+    (copied,) = baselines.baselines(task, Options(split="test"))
+    assert copied.count == 723
+    assert copied.numbers["bleu"] == pytest.approx(COPY, abs=0.01)
+    with pytest.raises(TaskError, match="no split 'dev'; they have train, validation, test"):
+        read(task.source, "dev")
 
 
 def test_readers(tmp_path):

@@ -18,6 +18,7 @@ ARGUMENTS = {
     "seq2seq": ("gigaword", "cnn_dm", "cnn_dm_original", "xsum", "squad_generation", "pairs:my/pairs"),
     "infilling": ("0.1", "0.5"),
     "ag_news": (None,),
+    "kjv_to_web": (None,),
 }
 # Of the original's scripts: epochs, batch, rate, warm-up.
 PUBLISHED = {

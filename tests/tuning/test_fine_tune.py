@@ -4,14 +4,18 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from kills import ROOT, assert_same_end, kill_at, losses
 
 from glm_jax import config as defaults
+from glm_jax import evaluate
 from glm_jax.interop import load
 from glm_jax.interop.pretrained import open_model
 from glm_jax.patience import Patience
@@ -74,13 +78,9 @@ def finished(place):
     return place / "whole", fine_tune(config(place), str(place / "whole"))
 
 
-def _losses(folder):
-    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
-
-
 def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
     folder, summary = finished
-    assert set(_losses(folder)) == set(range(1, 7))
+    assert set(losses(folder)) == set(range(1, 7))
     assert summary["topics"]["split"] == "validation"
     assert summary["topics"]["examples"] == 10
     value = summary["topics"]["accuracy"]["mean"]
@@ -116,9 +116,30 @@ def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
         assert fine_tune(config(place), str(folder)) == finished[1]
     finally:
         moved.rename(place / "pretrained")
-    assert _losses(folder) == _losses(finished[0])
-    ours, theirs = load_run(folder), load_run(finished[0])
-    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert_same_end(folder, finished[0])
+
+
+def test_kill_9_and_resume_is_bitwise(finished, place):
+    """Killed in the second of two epochs, whose validation is still to come; the log is that of the whole run."""
+    folder, file = place / "killed", place / "config.py"
+    file.write_text(
+        f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/tuning')]!r}\n"
+        "import pathlib, test_fine_tune\n"
+        f"def get_config():\n    return test_fine_tune.config(pathlib.Path({str(place)!r}))\n"
+    )
+    command = [sys.executable, "-m", "glm_jax.finetune", f"--config={file}", f"--workdir={folder}"]
+    kill_at(command, folder, 4)
+    assert not (folder / "result.json").exists()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert_same_end(folder, finished[0])
+    logs = [read_metrics(run / "metrics.jsonl") for run in (folder, finished[0])]
+    measured = ("second", "stall", "compilations")  # by this process, of this machine
+    ours, theirs = (
+        [{k: v for k, v in line.items() if not any(m in k for m in measured)} for line in log] for log in logs
+    )
+    assert ours == theirs
+    for name in ("test.json", "test/predictions-topics.jsonl"):
+        assert (folder / name).read_text() == (finished[0] / name).read_text()
 
 
 def test_tasks_that_write_beside_tasks_that_choose(place):
@@ -195,7 +216,7 @@ def test_written_answers_are_smoothed_and_averaged_by_token(place):
     assert sums.weight.sum() == rows.target_weights.sum() > 6
 
 
-def test_a_classifier_on_the_first_token(place):
+def test_a_classifier_on_the_first_token(place, monkeypatch):
     changes = {"head": "classifier", "duration": "2 steps", "eval_every": "2 steps"}
     folder = place / "classifier"
     summary = fine_tune(config(place, **changes), str(folder))
@@ -203,6 +224,22 @@ def test_a_classifier_on_the_first_token(place):
     head = load(folder).classifier
     assert head["output"]["kernel"].shape == (32, 2)
     assert not np.array_equal(head["output"]["bias"], np.zeros(2))
+
+    def evaluated(*more):
+        out = str(folder / "evaluation")
+        task.write_text(f"task = { ({**TOPICS, 'path': str(place / '{split}.jsonl')} | dict(more))!r}")
+        monkeypatch.setattr("sys.argv", ["", "--checkpoint", str(folder), "--tasks", str(task), "--out", out, *flags])
+        evaluate.main()
+        return json.loads((folder / "evaluation" / "results.json").read_text())
+
+    task, flags = place / "topics.py", ["--baselines"]
+    first, *others = evaluated()
+    assert first["accuracy"] == pytest.approx(summary["topics"]["accuracy"]["mean"])
+    assert [row["task"] for row in others] == ["topics, majority", "topics, TF-IDF"]
+    with pytest.raises(SystemExit, match="classifier has 2 classes, but topics has 3"):
+        evaluated(("verbalizer", {"0": " ba", "1": " de", "2": " fi"}))
+    flags = ["--head", "cloze"]
+    assert evaluated(("verbalizer", {"0": " ba", "1": " de", "2": " fi"}))[0]["examples"] == 10
 
 
 def test_patience_counts_evaluations_without_a_better_score():

@@ -1,0 +1,92 @@
+"""Validation on many processes: each scores its share, and all get what one process would."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import two_processes
+from kills import ROOT, losses
+from test_fine_tune import TOPICS, config, place  # noqa: F401 (a fixture)
+
+from glm_jax import hosts
+from glm_jax.interop import load
+from glm_jax.report import read_metrics
+from glm_jax.tasks import evaluation
+from glm_jax.tuning.fine_tune import fine_tune
+
+
+@pytest.mark.parametrize("name", ["topics", "blank:0.4", "pairs"])
+def test_shares_make_the_whole(place, name, monkeypatch):  # noqa: F811
+    """Three processes, one after the other; the last hears what the others found."""
+    loaded = load(place / "pretrained")
+    if name == "topics":
+        task = evaluation.find(str(_task_file(place)), str(place))
+    else:
+        task = evaluation.find(f"pairs:{place}" if name == "pairs" else name, str(place))
+        if name == "pairs":
+            task = type(task)(task.name, task.source, task.layout, 32, 4, beams=2)
+    said = []
+
+    def gather(values):
+        said.append(json.loads(json.dumps(values)))
+        if len(said) < 3:
+            raise InterruptedError("waits for the others")
+        return said
+
+    monkeypatch.setattr(hosts, "gather", gather)
+    model = (loaded.model, loaded.params, loaded.tokenizer, task)
+    whole = evaluation.run(*model, evaluation.Options())
+    assert not said
+    for index in range(2):
+        with pytest.raises(InterruptedError):
+            evaluation.run(*model, evaluation.Options(share=evaluation.Share(index, 3)))
+    last = evaluation.run(*model, evaluation.Options(share=evaluation.Share(2, 3)))
+    assert [len(part) for part in said] == [4, 3, 3]
+    assert (last.count, last.numbers) == (10, pytest.approx(whole.numbers))
+    for ours, theirs in zip(last.predictions, whole.predictions, strict=True):
+        assert ours.pop("scores", {}) == pytest.approx(theirs.pop("scores", {}), abs=1e-5)
+        assert ours == theirs
+
+
+def _task_file(place):  # noqa: F811
+    file = place / "topics_task.py"
+    file.write_text(f"task = { ({**TOPICS, 'path': str(place / '{split}.jsonl')})!r}\n")
+    return file
+
+
+@pytest.mark.slow
+def test_two_hosts_fine_tune_as_one(place):  # noqa: F811
+    tasks = ({**TOPICS, "path": str(place / "{split}.jsonl")}, "blank:0.4")
+    one = fine_tune(config(place, *tasks), str(place / "one"))
+    file = place / "two.py"
+    file.write_text(
+        f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/tuning')]!r}\n"
+        "import pathlib, test_fine_tune\n"
+        f"def get_config():\n    return test_fine_tune.config(pathlib.Path({str(place)!r}), *{tasks!r})\n"
+    )
+    address = two_processes.free_address()
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "glm_jax.finetune", f"--config={file}", f"--workdir={place / 'two'}"]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--hosts={address},2,{i}"], cwd=ROOT, env=os.environ | flags, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    ours, theirs = losses(place / "two"), losses(place / "one")
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
+    two = json.loads((place / "two" / "test.json").read_text())
+    for task, numbers in one.items():
+        assert two[task]["examples"] == 10
+        first = next(name for name in numbers if name not in ("split", "examples"))
+        assert two[task][first]["mean"] == pytest.approx(numbers[first]["mean"], abs=1e-3)
+    logs = [read_metrics(place / name / "metrics.jsonl") for name in ("one", "two")]
+    scores = [[line["validation_score"] for line in log if "validation_score" in line] for log in logs]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
