@@ -60,6 +60,13 @@ def start(setting: str | None = None, timeout: float | None = None) -> None:
         job.coordinator, job.count, job.index, job.local_devices, cluster_detection_method="deactivate",
         initialization_timeout=int(timeout), shutdown_timeout_seconds=60,
     )  # fmt: skip
+    if jax.default_backend() == "cpu":
+        # Gloo gives the members of a group 30 s to meet at their first collective. Here all have just arrived; later,
+        # where Orbax first gathers over this group, one may still be reading or compiling.
+        from jax.experimental import multihost_utils
+
+        exchange("the first collective")
+        multihost_utils.sync_global_devices("glm_jax")
     if job.index:
         logging.getLogger("glm_jax").setLevel(logging.WARNING)  # every host would say the same
     logger.info("host %s of %d, found by %s; coordinator %s", name(job.index), job.count, job.source, job.coordinator)

@@ -15,12 +15,13 @@ import time
 import jax
 import numpy as np
 
+from glm_jax import hosts
+
 
 def main(folder, meshes, address=None, number=0):
     """Runs all meshes, then restores what each saved on every other."""
     if address:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(address, 2, int(number))
+        hosts.start(f"{address},2,{number}")
     import tiny_run
 
     from glm_jax import data, program, sharding

@@ -30,7 +30,6 @@ def _start(folder, devices):
     )
     address = two_processes.free_address()
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    flags |= two_processes.sharing(folder / "compiled")
     command = [sys.executable, "-m", "glm_jax.pretrain", f"--config={file}", f"--workdir={folder / 'run'}"]
     return [
         subprocess.Popen(

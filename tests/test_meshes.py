@@ -66,8 +66,8 @@ def test_two_processes_give_the_same_run(one_process, folder, tmp_path, monkeypa
     for part in ("corpus.txt", "tokenizer", "data"):
         (tmp_path / part).symlink_to(folder / part)
     program = "import sys, mesh_run; mesh_run.main(sys.argv[3], sys.argv[4], sys.argv[1], sys.argv[2])"
-    meshes, shared = ("2x4x1", "1x4x2"), two_processes.sharing(tmp_path / "compiled")
-    outputs = two_processes.run(program, 4, str(tmp_path), ",".join(meshes), timeout=900, **shared)
+    meshes = ("2x4x1", "1x4x2")
+    outputs = two_processes.run(program, 4, str(tmp_path), ",".join(meshes), timeout=900)
     assert all("FOUND" in output for output in outputs), "\n".join(output[-3000:] for output in outputs)
     first, second = map(_found, outputs)
     assert first == second

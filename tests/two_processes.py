@@ -15,22 +15,10 @@ def free_address() -> str:
         return f"localhost:{probe.getsockname()[1]}"
 
 
-def sharing(folder: os.PathLike | str) -> dict[str, str]:
-    """What lets one of the processes compile for both. Two cores are then busy half as long."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
-
-
-def run(program: str, devices: int, *arguments: str, timeout: int = 120, **variables: str) -> list[str]:
-    """What both processes print. `program` gets the coordinator's address, its own number and then `arguments`.
-
-    `variables` join the environment.
-    """
+def run(program: str, devices: int, *arguments: str, timeout: int = 120) -> list[str]:
+    """What both processes print. `program` gets the coordinator's address, its own number and then `arguments`."""
     address = free_address()
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    env |= variables
     # Files, not pipes: a process whose full pipe nobody reads would stop, and the other would wait for it for ever.
     with tempfile.TemporaryFile("w+") as first, tempfile.TemporaryFile("w+") as second:
         outputs = (first, second)

@@ -55,6 +55,7 @@ def survey(
     if unknown:
         raise ValueError(f"no slices are listed for {', '.join(unknown)}; there are {', '.join(LADDERS)}")
     plans = read(path, changes)
+    _end_last_line(pathlib.Path(path))
     for config in configs:
         name = pathlib.Path(config).stem
         for chip in chips:
@@ -67,6 +68,13 @@ def survey(
                 if plan["fits"]:
                     break
             yield plan
+
+
+def _end_last_line(file):
+    """A line that a kill cut short must not swallow the next."""
+    if file.exists() and not file.read_text().endswith("\n"):
+        with file.open("a") as lines:
+            lines.write("\n")
 
 
 def _plan(config, topology, changes):
