@@ -20,7 +20,7 @@ from glm_jax.sharding import on_tpu, shards
 _HIDDEN = -1e30
 
 _QUERY_BLOCK = 384  # queries of a part of `chunked_attention` at most
-_PART_BYTES = 28 * 2**20  # float32 scores of a part on one chip; the backward pass has three times that, TPUs hold 128 MB
+_PART_BYTES = 28 * 2**20  # float32 scores of a part on one chip; backward there are three such, and TPUs hold 128 MB
 
 
 def visible(
