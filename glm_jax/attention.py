@@ -19,8 +19,7 @@ from glm_jax.sharding import on_tpu, shards
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
 _HIDDEN = -1e30
 
-_QUERY_BLOCK = 384  # queries of a part of `chunked_attention` at most
-_PART_BYTES = 28 * 2**20  # float32 scores of a part on one chip; backward there are three such, and TPUs hold 128 MB
+_QUERY_BLOCK = 384  # with 16 rows of 1,152 keys on a chip: 28 MB of scores, of which v5p and v6e hold 128
 
 
 def visible(
@@ -140,8 +139,7 @@ def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropou
     """
     groups = math.gcd(q.shape[2], shards("heads"))  # so that every device works on a head of its own
     queries = q.shape[1]
-    rows = -(-q.shape[0] // shards("batch"))
-    blocks = -(-queries // max(1, min(_QUERY_BLOCK, _PART_BYTES // (4 * rows * k.shape[1]))))
+    blocks = -(-queries // _QUERY_BLOCK)
     block = -(-queries // blocks)
     steps = q.shape[2] // groups, blocks
     behind = (0, blocks * block - queries)  # queries that fill the last block; their results are dropped
