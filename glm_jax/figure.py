@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from glm_jax.attention import visible
 from glm_jax.batch import Batch
 from glm_jax.corruption import OBJECTIVES
 
@@ -19,7 +20,7 @@ def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) ->
     if not 0 <= row < len(tokens):
         raise ValueError(f"row {row} is not in a batch of {len(tokens)}: choose 0 … {len(tokens) - 1}")
     piece: Callable[[int], str] = getattr(tokenizer, "id_to_piece", tokenizer)
-    example = {name: np.asarray(value)[row] for name, value in vars(batch).items()}
+    example = {name: np.asarray(value)[row] for name, value in vars(batch).items() if value is not None}
     prefix = int(example["prefix_lengths"])
     live = example["target_weights"] > 0
     target_of = dict(zip(example["target_index"][live].tolist(), example["target_ids"][live].tolist(), strict=True))
@@ -45,8 +46,11 @@ def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) ->
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in table]
     if used <= max_visibility:
         lines.append("who sees whom (a row per query):")
+        columns = np.arange(used)
+        segment = example.get("segment_ids", np.zeros(used, int))[:used]
+        sees = visible(np.int32(prefix), columns[:, None], columns[None], segment[:, None], segment[None])
         for query in range(used):
-            seen = "".join("#" if key < max(prefix, query + 1) else "." for key in range(used))
+            seen = "".join(".#"[int(known)] for known in sees[query])
             lines.append(f"{'A' if query < prefix else 'B'}{query:4d} {seen[:prefix]}|{seen[prefix:]}")
     else:
         lines.append(f"who sees whom: query i sees columns 0 … max({prefix}, i + 1) - 1")

@@ -13,10 +13,10 @@ from glm_jax.spans import UNUSED, Spans
 def _figure_2():
     """x1 … x6 with the blanks (x5 x6) and (x3), in this order, as in figure 2 of the paper."""
     config = CorruptionConfig(max_spans=4, max_targets=8)
-    spans = Spans(np.array([4, 2, UNUSED, UNUSED], np.int32), np.array([2, 1, 0, 0], np.int32), np.array(True))
+    spans = Spans(np.array([4, 2, UNUSED, UNUSED], np.int32), np.array([2, 1, 0, 0], np.int32), np.ones(4, bool))
     tokens = np.array([21, 22, 23, 24, 25, 26, 0, 0], np.int32)
     one = assemble(
-        *map(jax.numpy.asarray, (tokens, np.int32(6))), jax.tree.map(jax.numpy.asarray, spans),
+        *map(jax.numpy.asarray, (tokens, np.int32(6), np.zeros(1, np.int32))), jax.tree.map(jax.numpy.asarray, spans),
         jax.numpy.ones(8), jax.numpy.int32(2), config=config, special=SPECIAL,
     )  # fmt: skip
     return jax.tree.map(lambda x: x[None], one)
@@ -33,6 +33,14 @@ def test_figure_2_of_the_paper():
     assert [r[0] for r in rows] == ["A"] * 5 + ["B"] * 5
     matrix = [line.split()[-1] for line in text.splitlines()[13:]]
     assert matrix == ["#####|....."] * 5 + ["#####|" + "#" * n + "." * (5 - n) for n in range(1, 6)]
+
+
+def test_texts_that_share_a_row_do_not_see_each_other():
+    batch = _figure_2()
+    batch = batch.replace(segment_ids=np.array([[1, 1, 2, 2, 2, 2, 2, 2, 1, 1, *[0] * (batch.tokens.shape[1] - 10)]]))
+    matrix = [line.split()[-1] for line in describe(batch, str).splitlines()[13:]]
+    assert matrix[:3] == ["##...|.....", "##...|.....", "..###|....."]
+    assert matrix[5:] == ["..###|#....", "..###|##...", "..###|###..", "##...|...#.", "##...|...##"]
 
 
 def test_a_row_that_does_not_exist_is_named():

@@ -156,7 +156,7 @@ def test_the_rule_with_several_answers():
     """Written out: Part A is 0 1 2, answers are 3 4 and 5 6."""
     answers = np.array([0, 0, 0, 1, 1, 2, 2])
     i, k = np.arange(7)[:, None], np.arange(7)[None]
-    seen = visible(np.int32(3), i, k, answers[:, None] == answers[None])
+    seen = visible(np.int32(3), i, k, answers[:, None], answers[None])
     expected = [[1, 1, 1, 0, 0, 0, 0]] * 3 + [
         [1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 1],
     ]  # fmt: skip
