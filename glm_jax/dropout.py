@@ -34,8 +34,8 @@ def keep_mask(seeds: UInt32[Array, "2"], rate: float, shape: tuple[int, ...]) ->
     for axis in reversed(range(len(shape) - 1)):
         row = row + jax.lax.broadcasted_iota(jnp.uint32, shape[:-1], axis) * np.uint32(stride)
         stride *= shape[axis]
-    column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
-    word = _mix(_mix(row ^ seeds[0])[..., None] ^ _mix(column ^ seeds[1]))
+    column = _mix(jnp.arange(shape[-1], dtype=jnp.uint32) ^ seeds[1])
+    word = _mix(_mix(row ^ seeds[0])[..., None] ^ column.reshape((1,) * len(shape[:-1]) + (-1,)))
     return word >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
