@@ -141,7 +141,7 @@ def partition_spec(axes: Sequence[str | None], rules: Rules = RULES, name: str =
                 f"add {{{axis!r}: mesh axes}} to the rules, None to keep it whole"
             )
         rule = rules[axis]
-        mesh_axes = () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)
+        mesh_axes = _names(rule)
         for mesh_axis in mesh_axes:
             if mesh_axis not in MESH_AXES:
                 raise ValueError(f"rule {axis!r} → {rule!r}: no mesh axis {mesh_axis!r}; there are {MESH_AXES}")
@@ -163,8 +163,7 @@ def logical_axis_rules(rules: Rules = RULES):
 def shards(axis: str) -> int:
     """Into how many parts the logical `axis` is split where this is called: 1 outside of a mesh or without rules."""
     rule, mesh = dict(nn.get_logical_axis_rules()).get(axis), jax.sharding.get_abstract_mesh()
-    names = () if rule is None else (rule,) if isinstance(rule, str) else rule
-    return math.prod(mesh.shape.get(name, 1) for name in names)
+    return math.prod(mesh.shape.get(name, 1) for name in _names(rule))
 
 
 def on_tpu() -> bool:
@@ -309,7 +308,7 @@ def process_shard(mesh: Mesh, rules: Rules = RULES) -> tuple[int, int]:
     Raises:
       ValueError: the mesh splits the batch between processes unequally.
     """
-    return _process_shard(batch_sharding(mesh, rules), _batch_shards(mesh, rules))
+    return _process_shard(batch_sharding(mesh, rules), batch_shards(mesh, rules))
 
 
 def local_batch_size(global_batch_size: int, mesh: Mesh, rules: Rules = RULES) -> int:
@@ -354,13 +353,13 @@ def _process_shard(sharding: NamedSharding, shards: int) -> tuple[int, int]:
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
-def _batch_shards(mesh: Mesh, rules: Rules) -> int:
-    axes = partition_spec(("batch",), rules)[0] or ()
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+def batch_shards(mesh: Mesh, rules: Rules = RULES) -> int:
+    """Returns into how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in _names(partition_spec(("batch",), rules)[0]))
 
 
 def _check_batch(global_batch_size: int, mesh: Mesh, rules: Rules) -> None:
-    shards = _batch_shards(mesh, rules)
+    shards = batch_shards(mesh, rules)
     if global_batch_size < 1 or global_batch_size % shards:
         nearest = max(1, round(global_batch_size / shards)) * shards
         raise ValueError(
@@ -371,7 +370,7 @@ def _check_batch(global_batch_size: int, mesh: Mesh, rules: Rules) -> None:
 
 def _check_divisible(name: str, shape: tuple[int, ...], axes: Sequence, spec: PartitionSpec, mesh: Mesh) -> None:
     for i, (size, axis, mesh_axes) in enumerate(zip(shape, axes, spec, strict=True)):
-        for_dimension = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
+        for_dimension = _names(mesh_axes)
         parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in for_dimension)
         if size % parts:
             raise ValueError(
@@ -391,7 +390,7 @@ def _twin(keys: tuple[str, ...], shape: tuple[int, ...], boxes: Mapping[tuple[st
 
 
 def _names(axes: Any) -> tuple[str, ...]:
-    """The mesh axes of one dimension of a PartitionSpec."""
+    """The mesh axes of a rule, or of one dimension of a PartitionSpec."""
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 

@@ -9,6 +9,21 @@ import json
 import os
 import pathlib
 
+import pytest
+
+from glm_jax.planning import topologies
+
+
+def _why_not():
+    try:
+        topologies.check_libtpu()
+    except topologies.PlanningError as error:
+        return str(error)
+    return ""
+
+
+needs_libtpu = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
+
 CASES = {
     "v5e:2x2 fsdp=4": ("v5e:2x2", 1, {"mesh.fsdp": 4}),
     "v5p:2x2x1 fsdp=2 tensor=2": ("v5p:2x2x1", 1, {"mesh.fsdp": 2, "mesh.tensor": 2}),

@@ -22,17 +22,6 @@ from glm_jax.planning.table import table
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _why_not():
-    try:
-        topologies.check_libtpu()
-    except topologies.PlanningError as error:
-        return str(error)
-    return ""
-
-
-needs_libtpu = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
-
-
 def _compiled(function, *shapes, mesh, specs):
     arguments = [
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
@@ -47,7 +36,7 @@ def four():
     return chip, sharding.make_mesh({"fsdp": 4}, devices)
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_products_in_a_loop_are_counted_as_often_as_it_runs(four):
     def function(x, kernels):
         return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
@@ -63,7 +52,7 @@ def test_products_in_a_loop_are_counted_as_often_as_it_runs(four):
     assert sum(c.times * c.bytes for c in gathered) == 7 * 512 * 512 * 2 * 3 / 4
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_batched_products_are_counted_without_their_padding(four):
     """On TPU they become convolutions with holes, whose naive size is far larger."""
     text = _compiled(
@@ -73,7 +62,7 @@ def test_batched_products_are_counted_without_their_padding(four):
     assert hlo.count(text, 4).flops == 2 * (8 / 4) * 4 * 128 * 128 * 64
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_traffic_of_a_copy_in_a_loop_is_that_of_its_slices(four):
     def function(x):
         return jax.lax.map(lambda row: row * 2, x)
@@ -124,20 +113,20 @@ def test_interconnect_uses_the_dimensions_that_a_group_spans():
     assert seconds((0, 1), 2, v5p) == 6e9 / 100e9  # too short to go round
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 @pytest.mark.parametrize("name", list(plan_summaries.CASES)[:1])
 def test_shardings_and_collectives_are_the_golden_ones(name):
     _assert_golden(name)
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(plan_summaries.CASES)[1:])
 def test_more_shardings_and_collectives_are_the_golden_ones(name):
     _assert_golden(name)
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "mfu"), [("v5p:4x4x4", 0.65), ("v4:4x4x4", 0.6), ("v5e:16x16", 0.6), ("v6e:8x8", 0.6)]
@@ -200,7 +189,7 @@ def test_jax_names_its_libtpu():
     assert topologies.required_libtpu(["numpy", 'libtpu==0.0.42.*; extra == "tpu"']) == "0.0.42.*"
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_mesh_and_batch_are_checked_before_compiling():
     config = plan_summaries.config({"mesh.data": 3})
     with pytest.raises(ValueError, match=r"data=3 .* does not fit 4 devices"):
@@ -213,7 +202,7 @@ def test_mesh_and_batch_are_checked_before_compiling():
         estimate.compile_step(config, "v5e:2x2")
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_auto_mesh_splits_parameters_as_far_as_memory_needs():
     devices = topologies.devices("v5p:4x4x4")[1]
     few, why = sharding.choose_mesh_shape(devices, 4096, state_bytes=120e9)
@@ -225,7 +214,7 @@ def test_auto_mesh_splits_parameters_as_far_as_memory_needs():
     assert dict(sharding.make_mesh("auto", flat, 4096, 120e9).shape) == {"data": 2, "fsdp": 32, "tensor": 1}
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_what_would_fit_is_found_by_trying(monkeypatch):
     """The chip is shrunk until the step does not fit, but half of it would."""
     config = plan_summaries.config({"mesh.fsdp": 4, "model.remat": "none"})
@@ -247,7 +236,7 @@ def test_what_would_fit_is_found_by_trying(monkeypatch):
     assert tried[1]["change"] == "--config.model.remat=full --config.accumulation=2"
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_the_verb_prints_json_and_one_line_errors(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
@@ -335,7 +324,7 @@ def test_a_survey_takes_the_smallest_that_fits_and_goes_on_where_it_stopped(tmp_
         list(survey.survey([], ["v9"], plans))
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 @pytest.mark.parametrize("shape", survey.LADDERS.values())
 def test_a_survey_climbs_slices_that_exist(shape):
     assert [len(topologies.devices(topology)[1]) for topology in shape[:2]] == [16, 64]

@@ -11,21 +11,11 @@ import pytest
 
 from glm_jax.config import model_config
 from glm_jax.decoding import engine
-from glm_jax.planning import decode, topologies
+from glm_jax.planning import decode
 from glm_jax.planning.table import decode_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-
-def _why_not():
-    try:
-        topologies.check_libtpu()
-    except topologies.PlanningError as error:
-        return str(error)
-    return ""
-
-
-needs_libtpu = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
 ASKED = {"prompts": 16, "context": 64, "new_tokens": 32}
 
 
@@ -39,7 +29,7 @@ def by_tensor():
     return _plan({"tensor": 4})
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_caches_are_split_over_all_chips(by_tensor):
     """Also the answers' own, which begin as zeros."""
     model = model_config(plan_summaries.config({}).model, 1024)
@@ -48,7 +38,7 @@ def test_caches_are_split_over_all_chips(by_tensor):
     assert by_tensor["peak_bytes"] < 2 * by_tensor["argument_bytes"]
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_products_and_traffic_of_a_token(by_tensor):
     """Of 16 tokens a step: twice the parameters that they meet. Matrices are read once, in bfloat16."""
     width, layers, vocabulary = 256, 3, 1024
@@ -61,7 +51,7 @@ def test_products_and_traffic_of_a_token(by_tensor):
     assert by_tensor["uncounted_loops"] == 0
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_parameters_split_by_fsdp_are_gathered_for_every_token(by_tensor):
     gathered = _plan({"fsdp": 4})
     matrices = 3 * 12 * 256**2 * 2
@@ -71,7 +61,7 @@ def test_parameters_split_by_fsdp_are_gathered_for_every_token(by_tensor):
     assert gathered["tokens_per_second"] < by_tensor["tokens_per_second"]
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_what_would_fit_is_found_by_trying(monkeypatch):
     tried = []
 
@@ -86,7 +76,7 @@ def test_what_would_fit_is_found_by_trying(monkeypatch):
     assert [one["fits"] for one in found] == [False, False, True]
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_what_exceeds_the_memory_does_not_fit():
     result = _plan({"tensor": 4}, prompts=2**18)
     assert not result["fits"]
@@ -102,13 +92,13 @@ def test_what_exceeds_the_memory_does_not_fit():
         ({"context": 4096}, "position_ids reach from 4095 .* the table holds positions 0 to 128"),
     ],
 )
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_what_cannot_be_decoded_is_refused(asked, message):
     with pytest.raises(ValueError, match=message):
         _plan({}, **asked)
 
 
-@needs_libtpu
+@plan_summaries.needs_libtpu
 def test_the_verb_plans_decoding(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(

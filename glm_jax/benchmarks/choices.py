@@ -4,6 +4,7 @@ Each choice is compared with the config as it is. Two of them are no options of 
 does, and tell what it is worth.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,6 @@ def _undone(vocabulary):
         corrupt_rows = make_corrupt(config.seed, usual.corruption, special, sentence_ends)
         objective = everywhere(usual.model, corrupt_rows, vocabulary=vocabulary)
         built = program.build_for(usual.model, objective, config, schedule, mesh, rules)
-        return program.dataclasses.replace(built, corruption=usual.corruption)
+        return dataclasses.replace(built, corruption=usual.corruption)
 
     return build

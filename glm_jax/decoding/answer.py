@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -58,10 +57,7 @@ def bucket(length: int) -> int:
 def rows_of(count: int, mesh: Mesh | None) -> int:
     """Rows of a batch of `count` prompts: a power of two, so that few shapes are compiled, and a multiple of what the
     mesh needs."""
-    shards = 1
-    if mesh is not None:
-        axes = sharding.RULES["batch"]
-        shards = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+    shards = 1 if mesh is None else sharding.batch_shards(mesh)
     rows = 1 << (count - 1).bit_length()
     return -(-rows // shards) * shards
 

@@ -64,15 +64,9 @@ def plan(
             spread = engine.cache_bytes(model, rows, 1, width, new_tokens + 1) // mesh.size
             held = result["parameter_bytes"] + spread  # at best
             wanted = max(held, estimate.wanted_bytes(str(error), held, chip.hbm_bytes))
-            return result | {
-                "cache_bytes": spread,
-                "fits": False,
-                "argument_bytes": held,
-                "temporary_bytes": wanted - held,
-                "peak_bytes": wanted,
-                "headroom": 1 - wanted / chip.hbm_bytes,
-                "compile_seconds": time.perf_counter() - began,
-            }
+            seconds = time.perf_counter() - began
+            memory = estimate.does_not_fit(held, wanted, chip)
+            return result | {"cache_bytes": spread, **memory, "compile_seconds": seconds}
     seconds = time.perf_counter() - began
     peaks = [estimate.peak_bytes(program.memory_analysis()) for program in (read, write)]
     memory = write.memory_analysis()

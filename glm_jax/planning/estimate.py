@@ -118,14 +118,7 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "compile_seconds": compiled.seconds,
     }
     if compiled.text is None:
-        wanted = compiled.wanted_bytes
-        return result | {
-            "fits": False,
-            "argument_bytes": arguments,
-            "temporary_bytes": wanted - arguments,
-            "peak_bytes": wanted,
-            "headroom": 1 - wanted / chip.hbm_bytes,
-        }
+        return result | does_not_fit(arguments, compiled.wanted_bytes, chip)
     memory = compiled.memory
     peak = peak_bytes(memory)
     counts = hlo.count(compiled.text, mesh.size)
@@ -155,6 +148,17 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "largest_replicated_parameter_bytes": largest_replicated(built),
         "gathered_activation_bytes": gathered_activations(counts, built),
         "uncounted_loops": len(counts.unknown_loops),
+    }
+
+
+def does_not_fit(held: float, wanted: float, chip: chips.Chip) -> dict[str, Any]:
+    """What a plan says of memory when the program wants more bytes than the chip has, `held` by its arguments."""
+    return {
+        "fits": False,
+        "argument_bytes": held,
+        "temporary_bytes": wanted - held,
+        "peak_bytes": wanted,
+        "headroom": 1 - wanted / chip.hbm_bytes,
     }
 
 
