@@ -114,6 +114,7 @@ def finetune() -> ConfigDict:
         config.length_penalty = placeholder(float)  # of candidates' scores; None: the task's
         config.head = "cloze"  # or "classifier", a head on the first token
         config.classes = placeholder(int)  # of the classifier; computed
+        config.packed_length = placeholder(int)  # tokens of a row that several written answers share; None: a row each
         config.eval_batch_size = 16  # changes no result
     with config.model.ignore_type():
         for field in config.model:  # the checkpoint's; only what TUNABLE names may be replaced

@@ -57,7 +57,7 @@ def evaluate(
         rows = order[at : at + options.batch_size]
         filled = [*rows, *[rows[-1]] * (options.batch_size - len(rows))]
         length = -(-max(len(encoded[i]) for i in rows) // 64) * 64
-        batch, _ = collate([encoded[i] for i in filled], pad=tokenizer.special.pad, length=length)
+        batch = collate([encoded[i] for i in filled], pad=tokenizer.special.pad, length=length)
         found = np.asarray(_scores(params, batch, model=model))
         for place, i in enumerate(rows):
             scores[i] = found[place].tolist()

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,7 @@ class Encoded:
     prefix_length: int
     target_ids: list[int]
     target_weights: list[int]
-    answer_ids: list[int]  # the group of each token, 0 in Part A
+    segment_ids: list[int]  # the group of each token, 0 in Part A; or the example, where several share a row
     prompt_columns: tuple[int, ...] = ()  # where soft prompts replace the word embedding
 
     def __len__(self) -> int:
@@ -134,7 +135,7 @@ def decoder_inputs(
     column = list(context).index(special.mask)
     rows = [assemble(special.start, context, [Answer(column, answer[:width])]) for answer in answers]
     n = len(context)
-    fields = ("tokens", "position_ids", "block_position_ids", "target_ids", "target_weights", "answer_ids")
+    fields = ("tokens", "position_ids", "block_position_ids", "target_ids", "target_weights", "segment_ids")
     return [dataclasses.replace(row, **{name: getattr(row, name)[n:] for name in fields}) for row in rows]
 
 
@@ -151,10 +152,38 @@ def last_blank(ids: Sequence[int], mask: int) -> int:
     )
 
 
+def join(examples: Sequence[Encoded]) -> Encoded:
+    """One row of several examples that do not see each other: every Part A, then every Part B, each its own segment.
+
+    Raises TaskError for candidates beside each other, which need the segments for themselves.
+    """
+    if any(max(example.segment_ids, default=0) > 1 for example in examples):
+        raise TaskError("an example with several candidates for a blank needs a row of its own")
+
+    def joined(name):
+        values = [getattr(example, name) for example in examples]
+        parts = [v[: e.prefix_length] for v, e in zip(values, examples, strict=True)]
+        parts += [v[e.prefix_length :] for v, e in zip(values, examples, strict=True)]
+        return list(itertools.chain.from_iterable(parts))
+
+    names = ("tokens", "position_ids", "block_position_ids", "target_ids", "target_weights")
+    numbers = range(1, len(examples) + 1)
+    contexts = [n for n, e in zip(numbers, examples, strict=True) for _ in range(e.prefix_length)]
+    answers = [n for n, e in zip(numbers, examples, strict=True) for _ in range(len(e) - e.prefix_length)]
+    return Encoded(
+        **{name: joined(name) for name in names}, prefix_length=len(contexts), segment_ids=contexts + answers
+    )
+
+
 def collate(
-    rows: Sequence[Encoded], *, pad: int, length: int | None = None, num_targets: int | None = None
-) -> tuple[Batch, np.ndarray]:
-    """A Batch of NumPy arrays and the answer ids int32 [B T], which candidates beside each other need.
+    rows: Sequence[Encoded],
+    *,
+    pad: int,
+    length: int | None = None,
+    num_targets: int | None = None,
+    segments: bool = False,
+) -> Batch:
+    """A Batch of NumPy arrays; with `segments`, also of the rows' segments, which candidates beside each other need.
 
     `length` (T) and `num_targets` (K) default to what the rows need. Raises TaskError for a row that is longer than
     `length` or has more targets than `num_targets`.
@@ -184,7 +213,7 @@ def collate(
         index[i, : len(at)] = at
         ids[i, : len(at)] = np.asarray(row.target_ids)[at]
         weights[i, : len(at)] = np.asarray(row.target_weights)[at]
-    batch = Batch(
+    return Batch(
         tokens=pack("tokens", pad),
         position_ids=pack("position_ids"),
         block_position_ids=pack("block_position_ids"),
@@ -194,5 +223,5 @@ def collate(
         target_weights=weights,
         target_source=np.zeros_like(ids),
         objective=np.zeros(len(rows), np.int32),
+        segment_ids=pack("segment_ids") if segments else None,
     )
-    return batch, pack("answer_ids")

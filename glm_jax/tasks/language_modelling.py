@@ -139,7 +139,7 @@ def row_losses(model: GLM, params: Any, rows: Sequence[Encoded], *, pad: int, ba
         length = -(-max(map(len, padded)) // _BUCKET) * _BUCKET
         counts = [sum(row.target_weights) for row in padded]
         targets = -(-max(counts) // _BUCKET) * _BUCKET if max(counts) > 8 else 8
-        batch, _ = collate(padded, pad=pad, length=length, num_targets=targets)
+        batch = collate(padded, pad=pad, length=length, num_targets=targets)
         losses, greedy = map(np.asarray, _losses(params, batch, model=model))
         for i, number in enumerate(chosen):
             found[number] = RowLoss(float(losses[i]), counts[i], bool(greedy[i]))

@@ -1,7 +1,8 @@
 """Scores of candidates: all of an example in one forward pass, behind one shared Part A (paper, section 2.3).
 
-Each candidate is an answer of its own (`answer_ids`): it sees Part A and itself. A candidate's score is the sum of its
-tokens' log-probabilities; a verbalizer of one token is the case in which all candidates ask the same start token.
+Each candidate is an answer of its own (`Batch.segment_ids`): it sees Part A and itself. A candidate's score is the sum
+of its tokens' log-probabilities; a verbalizer of one token is the case in which all candidates ask the same start
+token.
 """
 
 import dataclasses
@@ -31,7 +32,6 @@ class ClozeBatch:
     """Rows of candidates. Slot k of a row predicts `batch.target_ids` for candidate `candidate[k]` of the row."""
 
     batch: Batch
-    answer_ids: Any  # int32 [B T]
     candidate: Any  # int32 [B K]
     candidate_mask: Any  # float32 [B C], 1 where the row has such a candidate
     labels: Any  # int32 [B], the right candidate; -1 where none is known
@@ -92,7 +92,7 @@ def _row(cloze, numbers):
     ]
     encoded = assemble(cloze.start, context.ids, answers, prompt_columns=context.prompt_columns)
     columns = [column for column, weight in enumerate(encoded.target_weights) if weight]
-    return encoded, numbers, [(c, encoded.target_ids[c], encoded.answer_ids[c] - 1) for c in columns]
+    return encoded, numbers, [(c, encoded.target_ids[c], encoded.segment_ids[c] - 1) for c in columns]
 
 
 def cloze_batch(
@@ -103,10 +103,12 @@ def cloze_batch(
     length: int | None = None,
     num_targets: int | None = None,
     num_candidates: int | None = None,
+    segments: bool = True,
 ) -> ClozeBatch:
     """NumPy arrays of rows. `labels` are places within each row, -1 for none; sizes default to what the rows need.
 
-    Raises TaskError for rows that do not fit the sizes.
+    `segments=False` is for rows of one example with one answer, or one prediction for all. Raises TaskError for rows
+    that do not fit the sizes.
     """
     most = max(len(row.targets) for row in rows)
     widest = max(len(row.candidates) for row in rows)
@@ -115,7 +117,7 @@ def cloze_batch(
         raise TaskError(
             f"a row has {widest} candidates with {most} targets; there is room for {num_candidates} and {num_targets}"
         )
-    batch, answer_ids = collate([row.encoded for row in rows], pad=pad, length=length)
+    batch = collate([row.encoded for row in rows], pad=pad, length=length, segments=segments)
     index, ids, candidate = (np.zeros((len(rows), num_targets), np.int32) for _ in range(3))
     weights, mask = np.zeros((len(rows), num_targets), np.float32), np.zeros((len(rows), num_candidates), np.float32)
     columns = np.zeros((len(rows), max(len(row.encoded.prompt_columns) for row in rows)), np.int32)
@@ -129,7 +131,7 @@ def cloze_batch(
         columns[i] = row.encoded.prompt_columns
     batch = batch.replace(target_index=index, target_ids=ids, target_weights=weights, target_source=np.zeros_like(ids))
     labels = np.full(len(rows), -1, np.int32) if labels is None else np.asarray(labels, np.int32)
-    return ClozeBatch(batch, answer_ids, candidate, mask, labels, columns if columns.size else None)
+    return ClozeBatch(batch, candidate, mask, labels, columns if columns.size else None)
 
 
 def candidate_scores(
@@ -169,7 +171,7 @@ def forward(
             batch.block_position_ids,
             batch.prefix_lengths,
             target_index=batch.target_index,
-            segment_ids=rows.answer_ids,
+            segment_ids=batch.segment_ids,
             **options,
         )
 

@@ -23,7 +23,6 @@ def task_objective(
     head: str = "cloze",
     choices: bool = True,
     generation: bool = False,
-    shared_context: bool = True,
 ) -> Objective:
     """The objective of `train_step.make_train_step` for TaskRows.
 
@@ -36,7 +35,6 @@ def task_objective(
       length_penalty: of the candidates' scores.
       head: "cloze", or "classifier" for `heads.classify` on params["classifier"].
       choices, generation: which kinds of rows there are.
-      shared_context: whether answers stand beside each other behind one Part A.
     """
 
     def objective(params: Any, rows: TaskRows, dropout_key: Any = None, score: bool = False):
@@ -54,7 +52,6 @@ def task_objective(
             scores = classify(params["classifier"], hidden, batch.prefix_lengths)
             each = _per_row(scores, labels, cloze.candidate_mask, "cross_entropy")
         else:
-            cloze = cloze if shared_context else cloze.replace(answer_ids=None)
             logits = forward(model, params, cloze, **options)
             if choices:
                 scores, _ = candidate_scores(logits, cloze, length_penalty=length_penalty)

@@ -42,17 +42,16 @@ class Tasks:
         self.tasks = tasks_of(config) if tasks is None else list(tasks)
         self._model = GLM(model_config(config.model, tokenizer.vocab_size))
         parts = [
-            rows_of(task, few(read(task.source, config.train_split), config), tokenizer, self._model, config.head)
+            rows_of(
+                task, few(read(task.source, config.train_split), config), tokenizer, self._model, config.head,
+                config.packed_length,
+            )
             for task in self.tasks
-        ]
+        ]  # fmt: skip
         sizes = tuple(map(max, zip(*(part.sizes for part in parts), strict=True)))
+        segments = any(part.segments for part in parts)
         for part in parts:
-            part.set_sizes(sizes)
-        # Answers that stand beside each other must not see each other; one prediction for all needs no such rule.
-        self._shared_context = any(
-            isinstance(task, Task) and (task.prompt.verbalizer is None or part[0]["answer_ids"].max() > 1)
-            for task, part in zip(self.tasks, parts, strict=True)
-        )
+            part.set_form(sizes, segments)
         self.train_rows = parts[0] if len(parts) == 1 else Mixture(parts, config.weights or [1.0] * len(parts))
 
     def build(self, schedule: program.Schedule, mesh: Any, rules: Any) -> program.Program:
@@ -63,7 +62,7 @@ class Tasks:
             smoothing = max((getattr(task, "label_smoothing", 0.0) for task in self.tasks), default=0.0)
         objective = task_objective(
             self._model, loss=config.loss, label_smoothing=smoothing, head=config.head, choices=any(kinds),
-            generation=not all(kinds), shared_context=self._shared_context,
+            generation=not all(kinds),
             length_penalty=max((task.length_penalty for task in self.tasks if isinstance(task, Task)), default=0.0),
         )  # fmt: skip
         parameters = parameters_of(config.to_dict())

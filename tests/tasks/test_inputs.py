@@ -40,21 +40,21 @@ def test_blocks_and_groups():
     assert rows.position_ids[6:] == [2, 2, 2, 4, 4]
     assert rows.block_position_ids[6:] == [1, 2, 3, 1, 2]
     assert rows.target_ids[6:] == [30, 31, 6, 40, 6]
-    assert rows.answer_ids == [0] * 6 + [1, 1, 1, 2, 2]
+    assert rows.segment_ids == [0] * 6 + [1, 1, 1, 2, 2]
     flat = assemble(5, context, [Answer(2, [30, 31, 6])], block_positions=False)
     assert flat.block_position_ids[6:] == [1, 1, 1]
 
 
 def test_collate():
     rows = [assemble(5, [1, 2, 0], [Answer(1, [30, 31, 6], known=1)]), assemble(5, [1, 2, 21, 0], [Answer(1, [9])])]
-    batch, answer_ids = collate(rows, pad=99)
+    batch = collate(rows, pad=99, segments=True)
     np.testing.assert_array_equal(batch.tokens, [[1, 2, 0, 5, 30, 31], [1, 2, 21, 0, 5, 99]])
     np.testing.assert_array_equal(batch.prefix_lengths, [3, 4])
     np.testing.assert_array_equal(batch.target_index, [[4, 5], [4, 0]])
     np.testing.assert_array_equal(batch.target_ids, [[31, 6], [9, 0]])
     np.testing.assert_array_equal(batch.target_weights, [[1, 1], [1, 0]])
-    np.testing.assert_array_equal(answer_ids, [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0]])
-    wide, _ = collate(rows, pad=99, length=9, num_targets=4)
+    np.testing.assert_array_equal(batch.segment_ids, [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0]])
+    wide = collate(rows, pad=99, length=9, num_targets=4)
     assert wide.tokens.shape == (2, 9)
     assert wide.target_ids.shape == (2, 4)
 

@@ -102,7 +102,7 @@ def losses(model, params, batch):
 
 def alone(model, cloze):
     """A plain row a candidate: no answer ids, no other candidate."""
-    return -losses(*model, collate(cloze.rows(), pad=0, length=64, num_targets=8)[0])
+    return -losses(*model, collate(cloze.rows(), pad=0, length=64, num_targets=8))
 
 
 def test_one_pass_is_one_pass_a_candidate(model):

@@ -1,5 +1,6 @@
 """Whole fine-tuning runs of a tiny model: all kinds of tasks, resumed bit for bit, and what is refused."""
 
+import dataclasses
 import json
 import os
 import random
@@ -28,7 +29,7 @@ from glm_jax.trainer import Interrupted, train
 from glm_jax.tuning import fine_tune as room
 from glm_jax.tuning.fine_tune import fine_tune
 from glm_jax.tuning.objective import task_objective
-from glm_jax.tuning.rows import rows_of, to_batch
+from glm_jax.tuning.rows import rows_of, share_rows, to_batch
 from glm_jax.tuning.subject import tasks_of
 
 TOPICS = {
@@ -173,11 +174,12 @@ def test_generation_does_not_depend_on_the_batch(place):
     assert {*found[0][0]} == {"id", "split", "prediction", "reference"}
 
 
-def _batch(task, loaded):
+def _batch(task, loaded, packed_length=None):
     examples = evaluation.read(task.source, "train", 6)
-    rows = rows_of(task, examples, loaded.tokenizer, loaded.model)
-    arrays = {name: np.stack([rows[i][name] for i in range(6)]) for name in rows[0]}
-    return to_batch({name: jnp.asarray(array) for name, array in arrays.items()} | {"index": jnp.arange(6)})
+    rows = rows_of(task, examples, loaded.tokenizer, loaded.model, packed_length=packed_length)
+    numbers = range(len(rows))
+    arrays = {name: np.stack([rows[i][name] for i in numbers]) for name in rows[0]}
+    return to_batch({name: jnp.asarray(array) for name, array in arrays.items()} | {"index": jnp.asarray(numbers)})
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -187,7 +189,7 @@ def test_the_loss_of_candidates_is_that_of_their_scores(place, multi):
     (task,) = tasks_of(config(place, {**TOPICS, "verbalizer": words, "path": str(place / "{split}.jsonl")}))
     loaded = load(place / "pretrained")
     batch = _batch(task, loaded)
-    objective = task_objective(loaded.model, shared_context=multi)
+    objective = task_objective(loaded.model)
     total, sums = objective(loaded.params, batch)
     options = evaluation.Options(split="train", limit=6)
     predictions = evaluation.run(loaded.model, loaded.params, loaded.tokenizer, task, options).predictions
@@ -202,7 +204,7 @@ def test_written_answers_are_smoothed_and_averaged_by_token(place):
     task = evaluation.find(f"pairs:{place}", str(place))
     task = type(task)(task.name, task.source, task.layout, 32, 4)
     batch = _batch(task, loaded)
-    objective = task_objective(loaded.model, label_smoothing=0.2, choices=False, generation=True, shared_context=False)
+    objective = task_objective(loaded.model, label_smoothing=0.2, choices=False, generation=True)
     total, sums = objective(loaded.params, batch)
     rows = batch.cloze.batch
     logits = loaded.model.apply(
@@ -214,6 +216,49 @@ def test_written_answers_are_smoothed_and_averaged_by_token(place):
     expected = -((0.8 * right + 0.2 * log_probs.mean(2)) * rows.target_weights).sum()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert sums.weight.sum() == rows.target_weights.sum() > 6
+
+
+@pytest.mark.parametrize("kind", ["pairs", "blanks"])
+def test_examples_that_share_a_row_are_learned_as_if_each_had_its_own(place, kind):
+    """Loss and gradients, of few full rows and of many that are mostly padding."""
+    loaded = load(place / "pretrained")
+    task = evaluation.find("blank:0.4" if kind == "blanks" else f"pairs:{place}", str(place))
+    if kind == "pairs":
+        task = dataclasses.replace(task, source_length=32, target_length=4)
+    apart, together = _batch(task, loaded), _batch(task, loaded, packed_length=64)
+    assert together.index.size < 4 < apart.index.size == 6
+    assert apart.cloze.batch.segment_ids is None
+    objective = task_objective(loaded.model, choices=False, generation=True)
+    learned = jax.value_and_grad(objective, has_aux=True)
+    ((loss, sums), grads), ((expected, of_all), expected_grads) = (
+        learned(loaded.params, batch) for batch in (together, apart)
+    )
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert sums.weight.sum() == of_all.weight.sum() > 6
+    assert sums.raw_tokens == of_all.raw_tokens
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, expected_grads)
+
+
+def test_which_examples_share_a_row():
+    rng = random.Random(0)
+    lengths = [rng.randint(20, 120) for _ in range(2000)]
+    rows = share_rows(lengths, 256)
+    assert sorted(i for row in rows for i in row) == list(range(2000))
+    filled = [sum(lengths[i] for i in row) for row in rows]
+    assert max(filled) <= 256
+    assert sum(filled) / 256 / len(rows) > 0.98
+    with pytest.raises(TaskError, match="an example of 120 tokens does not fit packed_length 119"):
+        share_rows([7, 120], 119)
+
+
+def test_only_written_answers_share_rows(place):
+    with pytest.raises(ValueError, match="packed_length 64: examples of topics are scored, not written"):
+        fine_tune(config(place, packed_length=64), str(place / "refused"))
+    summary = fine_tune(
+        config(place, "blank:0.4", packed_length=128, batch_size=2, duration="2 steps", eval_every="2 steps"),
+        str(place / "packed"),
+    )
+    assert summary["blank_0.4"]["examples"] == 10
 
 
 def test_a_classifier_on_the_first_token(place, monkeypatch):
