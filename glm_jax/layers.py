@@ -5,6 +5,7 @@ layers on two axes run up to twice as fast, forward and backward, as on three, a
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -95,7 +96,7 @@ def product(x: Float[Array, "R ..."], kernel: Float[Array, "..."], dtype: str) -
     Its gradients are the usual ones, but the kernel's is formed the way round that runs best.
     """
     axes = tuple(range(1, x.ndim))
-    return _dot(x, kernel, axes, tuple(a - 1 for a in axes), dtype)
+    return dot(x, kernel, axes, tuple(a - 1 for a in axes), dtype)
 
 
 def _product_forward(x, kernel, dtype):
@@ -105,7 +106,7 @@ def _product_forward(x, kernel, dtype):
 def _product_backward(dtype, saved, d_out):
     x, kernel = saved
     d_out = d_out.astype(x.dtype)
-    d_x = _dot(d_out, kernel, tuple(range(1, d_out.ndim)), tuple(range(x.ndim - 1, kernel.ndim)), x.dtype)
+    d_x = dot(d_out, kernel, tuple(range(1, d_out.ndim)), tuple(range(x.ndim - 1, kernel.ndim)), x.dtype)
     return d_x, jax.lax.platform_dependent(x, d_out, cpu=_kernel_gradient_on_cpu, default=_kernel_gradient)
 
 
@@ -113,7 +114,7 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def _kernel_gradient(x, d_out):
-    return _dot(x, d_out, (0,), (0,), x.dtype)
+    return dot(x, d_out, (0,), (0,), x.dtype)
 
 
 def _kernel_gradient_on_cpu(x, d_out):
@@ -126,7 +127,10 @@ def _kernel_gradient_on_cpu(x, d_out):
     return jnp.transpose(turned, (*range(outputs, turned.ndim), *range(outputs)))
 
 
-def _dot(x, y, x_axes, y_axes, dtype):
+def dot(
+    x: Float[Array, "..."], y: Float[Array, "..."], x_axes: tuple[int, ...], y_axes: tuple[int, ...], dtype: Any
+) -> Float[Array, "..."]:
+    """Contracts `x_axes` of x with `y_axes` of y, in full precision where x is float32; the result comes in `dtype`."""
     # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     axes = ((x_axes, y_axes), ((), ()))

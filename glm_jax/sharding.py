@@ -162,8 +162,13 @@ def logical_axis_rules(rules: Rules = RULES):
 
 def shards(axis: str) -> int:
     """Into how many parts the logical `axis` is split where this is called: 1 outside of a mesh or without rules."""
-    rule, mesh = dict(nn.get_logical_axis_rules()).get(axis), jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape.get(name, 1) for name in _names(rule))
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(name, 1) for name in rule_axes(axis, dict(nn.get_logical_axis_rules())))
+
+
+def rule_axes(axis: str, rules: Rules) -> tuple[str, ...]:
+    """The mesh axes over which the logical `axis` is split; none without a rule."""
+    return _names(rules.get(axis))
 
 
 def on_tpu() -> bool:

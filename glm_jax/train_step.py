@@ -15,9 +15,9 @@ import optax
 from glm_jax import optimizer
 from glm_jax.batch import Batch
 from glm_jax.corruption import OBJECTIVES, CorruptionConfig, corrupt
-from glm_jax.loss import accuracy, token_losses
 from glm_jax.model import GLM, GLMConfig, initial_parameters
 from glm_jax.tokenizers.special import SpecialTokens
+from glm_jax.vocabulary import target_losses
 
 Leaf = Any
 Objective = Callable[..., tuple[Leaf, "Sums"]]  # (params, rows, dropout_key=None, score=False) -> (sum, Sums)
@@ -84,7 +84,7 @@ def apply_loss(
 
     `score` also counts correct targets, which costs a pass over the logits.
     """
-    logits = model.apply(
+    hidden = model.apply(
         {"params": params},
         batch.tokens,
         batch.position_ids,
@@ -94,9 +94,10 @@ def apply_loss(
         segment_ids=batch.segment_ids,
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
+        method="hidden_states",
     )
     weights = batch.target_weights
-    losses = token_losses(logits, batch.target_ids) * weights
+    found = target_losses(hidden, params["word_embeddings"]["embedding"], batch.target_ids, weights, score=score)
     # Text or end token, for each objective: six kinds of targets.
     kind = batch.objective[:, None] * 2 + (batch.target_source >= rows.tokens.shape[1])
     kinds = kind[None] == jnp.arange(2 * len(OBJECTIVES))[:, None, None]
@@ -105,12 +106,12 @@ def apply_loss(
         return jnp.where(kinds, values[None], 0).sum((1, 2)).reshape(-1, 2)
 
     sums = Sums(
-        loss=by_kind(losses),
+        loss=by_kind(found.losses),
         weight=by_kind(weights),
-        correct=accuracy(logits, batch.target_ids, weights)[0] if score else jnp.zeros(()),
+        correct=jnp.sum(found.correct * weights) if score else jnp.zeros(()),
         raw_tokens=rows.lengths.sum().astype(jnp.float32),
     )
-    return losses.sum(), jax.lax.stop_gradient(sums)
+    return found.total, jax.lax.stop_gradient(sums)
 
 
 def blank_infilling(model: GLM, corrupt_rows: Callable[[Rows], Batch]) -> Objective:

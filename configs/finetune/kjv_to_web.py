@@ -15,10 +15,11 @@ def get_config():
     config = defaults.finetune()
     config.tasks = ("kjv_to_web",)
     config.test_split = "test"
-    config.duration = "4 epochs"
-    config.batch_size = 32
+    config.duration = "10 epochs"
+    config.packed_length = 256  # three or four pairs share a row
+    config.batch_size = 8
     config.schedule.peak = 2e-3
     config.schedule.warmup = "5 %"
     config.label_smoothing = 0.0  # a model of a million parameters is not too certain
-    config.eval_examples = 64  # every epoch; the test has all
+    config.eval_examples = 96  # every epoch; the test has all
     return config

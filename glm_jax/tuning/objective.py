@@ -12,6 +12,7 @@ from glm_jax.model import GLM
 from glm_jax.tasks.scoring import candidate_scores, cloze_loss, forward
 from glm_jax.train_step import Objective, Sums
 from glm_jax.tuning.rows import TaskRows
+from glm_jax.vocabulary import target_losses
 
 
 def task_objective(
@@ -37,6 +38,8 @@ def task_objective(
       choices, generation: which kinds of rows there are.
     """
 
+    writes = head == "cloze" and not choices
+
     def objective(params: Any, rows: TaskRows, dropout_key: Any = None, score: bool = False):
         cloze, batch = rows.cloze, rows.cloze.batch
         labels, is_choice = jnp.maximum(cloze.labels, 0), cloze.labels >= 0
@@ -51,15 +54,22 @@ def task_objective(
             )  # fmt: skip
             scores = classify(params["classifier"], hidden, batch.prefix_lengths)
             each = _per_row(scores, labels, cloze.candidate_mask, "cross_entropy")
+        elif writes:
+            hidden = forward(model, params, cloze, method="hidden_states", **options)
+            found = target_losses(
+                hidden, params["word_embeddings"]["embedding"], batch.target_ids, batch.target_weights,
+                label_smoothing=label_smoothing,
+            )  # fmt: skip
+            each, weight = found.losses.sum(1), batch.target_weights.sum(1)
         else:
             logits = forward(model, params, cloze, **options)
-            if choices:
-                scores, _ = candidate_scores(logits, cloze, length_penalty=length_penalty)
-                each = jnp.where(is_choice, _per_row(scores, labels, cloze.candidate_mask, loss), 0.0)
+            scores, _ = candidate_scores(logits, cloze, length_penalty=length_penalty)
+            each = jnp.where(is_choice, _per_row(scores, labels, cloze.candidate_mask, loss), 0.0)
             if generation:
                 losses = token_losses(logits, batch.target_ids, label_smoothing) * batch.target_weights
                 each = jnp.where(is_choice, each, losses.sum(1))
                 weight = jnp.where(is_choice, weight, batch.target_weights.sum(1))
+        total = found.total if writes else each.sum()
         read = batch.prefix_lengths + batch.target_weights.sum(1)
         nothing = jnp.zeros((len(OBJECTIVES), 2))
         sums = Sums(
@@ -68,7 +78,7 @@ def task_objective(
             correct=jnp.zeros(()),
             raw_tokens=read.sum().astype(jnp.float32),
         )
-        return each.sum(), jax.lax.stop_gradient(sums)
+        return total, jax.lax.stop_gradient(sums)
 
     return objective
 
