@@ -236,9 +236,7 @@ def assemble(
             near = (distance <= config.context_mask_range) | (column >= prefix - config.context_mask_range)
             near &= (column < prefix) & (distance > 0)
             keys = jnp.where(near, bits[target.size : -1] >> 8, 2**24).astype(jnp.int32)
-            chosen = (
-                jnp.argsort(jnp.argsort(keys)) < jnp.asarray(spans_lib.budgets(config.context_mask_ratio, row))[length]
-            )
+            chosen = jnp.argsort(jnp.argsort(keys)) < spans_lib.budget(config.context_mask_ratio, length, row)
             part_a = jnp.where(near & chosen, special.block_mask, part_a)
         if config.random_position:
             shift = spans_lib.below(bits[-1], jnp.maximum(config.max_position - (prefix - 1), 1))

@@ -41,9 +41,25 @@ def length_weights(average: float, longest: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-def budgets(ratio: float, longest: int) -> np.ndarray:
-    """int(ratio · n) for n = 0 … `longest`, in double precision as the original computes it."""
-    return np.array([int(ratio * n) for n in range(longest + 1)], np.int32)
+def budget(ratio: float, lengths: Int[Array, "*shape"], longest: int) -> Int[Array, "*shape"]:
+    """int(ratio · n) of lengths n up to `longest`, in double precision as the original computes it.
+
+    By a product and a shift of whole numbers where that is the same for all n: a TPU looks up a table slowly, and
+    libtpu 0.0.50 fails to compile that lookup for v5p.
+    """
+    table, scaled = _budgets(ratio, longest)
+    return jnp.asarray(table)[lengths] if scaled is None else (lengths * scaled[0]) >> scaled[1]
+
+
+@functools.cache
+def _budgets(ratio, longest):
+    """The table int(ratio · n), and the first (factor, shift) that gives it in 32 bits, or None."""
+    table, numbers = np.array([int(ratio * n) for n in range(longest + 1)], np.int32), np.arange(longest + 1)
+    for shift in range(31):
+        factor = math.ceil(ratio * 2**shift)
+        if factor * longest < 2**31 and ((numbers * factor) >> shift == table).all():
+            return table, (factor, shift)
+    return table, None
 
 
 @functools.cache
@@ -191,8 +207,8 @@ def blank_infilling(
     nowhere stay unmasked, where the original drops the whole example.
     """
     row = tokens.size
-    budgets_of = jnp.asarray(budgets(ratio, row))
-    drawn_lengths, drawn = draw_lengths(bits[0], budgets_of[length], weights, max_targets, single)
+    budget_of = functools.partial(budget, ratio, longest=row)
+    drawn_lengths, drawn = draw_lengths(bits[0], budget_of(length), weights, max_targets, single)
     slot = jnp.arange(drawn.size)
     place = jnp.where(drawn, _rank(bits[1], drawn), -1)
     lengths = jnp.where(place[:, None] == slot[None, :], drawn_lengths[:, None], 0).sum(0)  # in random order
@@ -201,7 +217,7 @@ def blank_infilling(
     # Only a segment with a budget of one token can take a span, so fewer than row / (1/ratio + 2) of them matter.
     max_segments = min(row, row // (math.ceil(1 / ratio) + 2) + 2) if ratio < 1 else row
     segment_starts, segment_lengths = segments(tokens, length, pieces, cls, eos, max_segments)
-    segment_budgets = budgets_of[segment_lengths].at[0].set(0)
+    segment_budgets = budget_of(segment_lengths).at[0].set(0)
     roomy = (segment_budgets[:, None] >= lengths[None, :]).sum(0)  # segments 1 … roomy can hold the span
 
     def assign(state, span):  # segments are visited from the shortest to the longest (index 0)
@@ -217,7 +233,9 @@ def blank_infilling(
     _, segment = jax.lax.scan(assign, start, (lengths, roomy, used))
     if pieces.size > 1:
         several = pieces[1] < UNUSED
-        by_piece = _draw_by_segment(bits[0], segment_lengths, budgets_of, weights, max_targets, single)
+        # A row's budget counts its [CLS] and its last token, of which a segment knows nothing.
+        enough = jnp.where(segment_lengths > 0, budget_of(jnp.minimum(segment_lengths + 2, row)), 0)
+        by_piece = _draw_by_segment(bits[0], segment_lengths, enough, weights, max_targets, single)
         whole_row = lengths, used, segment
         lengths, used, segment = jax.tree.map(functools.partial(jnp.where, several), by_piece, whole_row)
 
@@ -241,11 +259,9 @@ def blank_infilling(
     return Spans(*in_part_b_order(bits[4], starts, lengths, shuffle), jnp.ones_like(used))
 
 
-def _draw_by_segment(bits, segment_lengths, budgets_of, weights, max_targets, single):
-    """Lengths [S], which are used, and the segments they go to, when every segment takes spans until it has enough."""
+def _draw_by_segment(bits, segment_lengths, enough, weights, max_targets, single):
+    """Lengths [S], which are used, and their segments, when every segment takes spans until it has `enough`."""
     lengths = _lengths(bits, weights)
-    # A row's budget counts its [CLS] and its last token, of which a segment knows nothing.
-    enough = jnp.where(segment_lengths > 0, budgets_of[jnp.minimum(segment_lengths + 2, budgets_of.size - 1)], 0)
 
     def visit(state, size):  # from the longest to the shortest
         segment, taken = state
@@ -302,8 +318,8 @@ def sentences(
     piece = piece_of(pieces, end)
     earlier = (slot[:, None] < slot[None, :]) & (piece[:, None] == piece[None, :])
     before = jnp.where(earlier, lengths[:, None], 0).sum(0)
-    budget = jnp.asarray(budgets(ratio, row))[piece_lengths(pieces, length)[piece - 1]]
-    wanted = (lengths > 0) & (~earlier.any(0) | (before < budget))
+    room = budget(ratio, piece_lengths(pieces, length)[piece - 1], row)
+    wanted = (lengths > 0) & (~earlier.any(0) | (before < room))
     laid = jnp.where(slot[:, None] <= slot[None, :], jnp.where(wanted, lengths + 1, 0)[:, None], 0).sum(0)
     lengths = jnp.where(wanted & (laid <= max_targets), lengths, 0)
     return Spans(*in_part_b_order(bits, starts, lengths, shuffle), jnp.ones(slots, bool))
@@ -330,7 +346,7 @@ def document(
     index = jnp.arange(row)
     lengths = piece_lengths(pieces, length)
     first, last = pieces[:, None], (pieces + lengths - 1)[:, None]
-    least = jnp.asarray(budgets(min_ratio, row))[lengths]
+    least = budget(min_ratio, lengths, row)
     most = jnp.maximum(lengths - 2, 0)
     least = jnp.minimum(least, most)
     generated = least + below(bits[0], most - least + 1)

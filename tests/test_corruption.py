@@ -412,3 +412,11 @@ def test_missing_sentence_ends_are_refused():
             jax.random.key(0), jnp.zeros((1, 32), jnp.int32), jnp.full(1, 32), jnp.zeros(1, jnp.uint32),
             config=CorruptionConfig(sentence=1), special=SPECIAL,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.15, 0.2, 0.33, 0.7, 0.9, 1.0])
+def test_budgets_are_rounded_as_in_double_precision(ratio):
+    """0.7 and 0.33 need a table for long rows: int(0.7 · 10) is 7, int(0.7 · 30) is 21, but int(0.7 · 90) is 62."""
+    for longest in (64, 1024, 8192):
+        found = spans_lib.budget(ratio, jnp.arange(longest + 1), longest)
+        np.testing.assert_array_equal(found, [int(ratio * n) for n in range(longest + 1)])
