@@ -141,14 +141,19 @@ def make_train_step(
     """
     rates = (model.config.hidden_dropout, model.config.attention_dropout)
 
-    def gradients(params, rows, dropout_key):
-        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params, rows, dropout_key)
+    def gradients(params, rows, dropout_key, of_mean=False):
+        def loss(params):
+            total, sums = objective(params, rows, dropout_key)
+            return (total / _count(sums) if of_mean else total), sums
+
+        grads, sums = jax.grad(loss, has_aux=True)(params)
         return grads, sums
 
     def step(state: TrainState, rows: Leaf):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step) if any(rates) else None
         if accumulation == 1:
-            grads, sums = gradients(state.params, rows, key)
+            # Divided where the gradient begins: a division at its end is one more pass over all parameters.
+            grads, sums = gradients(state.params, rows, key, of_mean=True)
         else:
             # Every accumulation-th row, so that a micro batch stays spread over the devices as the batch is.
             micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), rows)
@@ -162,14 +167,17 @@ def make_train_step(
             shapes = jax.eval_shape(gradients, state.params, first, key)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (grads, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), micro))
-        count = jnp.maximum(sums.weight.sum(), 1.0)
-        grads = jax.tree.map(lambda g: g / count, grads)
+            grads = jax.tree.map(lambda g: g / _count(sums), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": sums.loss.sum() / count, "sums": sums, **optimizer.metrics(opt_state)}
+        metrics = {"loss": sums.loss.sum() / _count(sums), "sums": sums, **optimizer.metrics(opt_state)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
+
+
+def _count(sums):
+    return jnp.maximum(sums.weight.sum(), 1.0)
 
 
 def make_eval_step(objective: Objective) -> Callable[[Leaf, Leaf], Sums]:
