@@ -134,8 +134,9 @@ def test_more_shardings_and_collectives_are_the_golden_ones(name):
 def test_ten_billion_parameters_fit_and_run_fast(topology, mfu):
     """GLM-10B by its config, 2,048 rows of 1,024 tokens a step. Minutes and 10 GB of memory each."""
     config = plan_summaries.ten_billion()
-    if topology.startswith("v6e"):  # libtpu 0.0.42 crashes there while it compiles this config's attention dropout
-        config.model.attention_dropout = 0.0
+    libtpu = tuple(map(int, importlib.metadata.version("libtpu").split(".")))
+    if topology.startswith("v6e") and libtpu < (0, 0, 50):
+        config.model.attention_dropout = 0.0  # 0.0.42 crashes there while it compiles this config's attention dropout
     plan = estimate.plan(config, topology)
     assert plan["headroom"] >= 0.1
     assert plan["temporary_bytes"] < 20e9
