@@ -177,13 +177,13 @@ def restore_run(
     mesh: Mesh | None = None,
     rules: sharding.Rules = sharding.RULES,
 ) -> Restored:
-    """The float32 parameters of a run with this config.json, a classifier's among them, on `mesh` (default: "auto").
+    """The float32 parameters of a run with this config.json, a classifier's among them, on `mesh` or `opened_mesh`.
 
     `step` is a number, "latest" or "best". None is what the run was for: of fine-tuning the best checkpoint, if its
     scores name one; of pretraining the latest. Raises as `Checkpointer.restore_params`.
     """
     boxed = jax.eval_shape(lambda key: parameters_of(config)(model, key), jax.random.key(0))
-    mesh = sharding.make_mesh("auto", embed_size=model.head_width) if mesh is None else mesh
+    mesh = sharding.opened_mesh(model.num_heads, model.vocab_size) if mesh is None else mesh
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
     with Checkpointer(folder.checkpoints, keep_best=best_of(config), read_only=True) as checkpointer:
         if step is None:

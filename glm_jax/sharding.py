@@ -56,8 +56,7 @@ def choose_mesh_shape(
     moves twice the bytes and holds whole gradients. Tensor parallelism is never chosen.
     """
     devices = list(jax.devices() if devices is None else devices)
-    key, link = ("slice_index", "TPU slice") if devices[0].platform == "tpu" else ("process_index", "host")
-    groups = _group_sizes(devices, key)
+    groups, link = _linked(devices)
     if len(set(groups)) != 1:
         raise ValueError(f"{link}s of different sizes {groups}: give the mesh shape instead of 'auto'")
     per_group = groups[0]
@@ -74,6 +73,24 @@ def choose_mesh_shape(
     elif fsdp < per_group:
         why += f", which must divide the width {embed_size} ({per_group} does not)"
     return shape, why
+
+
+def opened_mesh(num_heads: int, vocab_size: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a model that is opened to be used, not trained: every device holds a part of each matrix.
+
+    Writing a token reads all parameters once. With `tensor` each device reads its own; with `fsdp` all would be
+    gathered for every token. Devices that do not divide heads and vocabulary hold copies, as do hosts and slices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    tensor = math.gcd(num_heads, vocab_size, *_linked(devices)[0])
+    return make_mesh({"data": -1, "tensor": tensor}, devices)
+
+
+def _linked(devices):
+    """Sizes of the groups of devices with fast links between them, and what such a group is called."""
+    if devices[0].platform == "tpu":
+        return _group_sizes(devices, "slice_index"), "TPU slice"
+    return _group_sizes(devices, "process_index"), "host"
 
 
 def device_memory(device: Any) -> float | None:
@@ -294,9 +311,9 @@ def own_copy(params: Any) -> tuple[Any, Mesh | None]:
 
     leaves = jax.tree.leaves(params)
     dimensions = [pair for leaf in leaves for pair in zip(leaf.shape, leaf.sharding.spec, strict=False)]
-    split = [length for length, axes in dimensions if "fsdp" in _names(axes)]
+    split = [length for length, axes in dimensions if "tensor" in _names(axes)]
     size = math.gcd(len(jax.local_devices()), *split)
-    mesh = make_mesh({"fsdp": size}, jax.local_devices()[:size])
+    mesh = make_mesh({"tensor": size}, jax.local_devices()[:size])
 
     def copy(leaf):
         whole = multihost_utils.process_allgather(leaf, tiled=True)

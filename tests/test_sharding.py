@@ -60,6 +60,14 @@ def make_state(tx, net, boxed):
 
 
 @on_eight_devices
+@pytest.mark.parametrize(
+    ("heads", "vocabulary", "tensor"), [(12, 30592, 4), (16, 30592, 8), (16, 50258, 2), (3, 4096, 1)]
+)
+def test_an_opened_model_is_split_as_far_as_heads_and_words_allow(heads, vocabulary, tensor):
+    assert sharding.opened_mesh(heads, vocabulary).shape == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
+
+
+@on_eight_devices
 def test_mesh_axes_are_auto():
     mesh = sharding.make_mesh({"data": 2, "fsdp": -1, "tensor": 2})
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}

@@ -119,7 +119,7 @@ def load(
 
     Args:
       step: of a run: a number, "latest" or "best"; by default the best of fine-tuning, the latest of pretraining.
-      mesh: where the parameters go; by default all devices, as a run would choose.
+      mesh: where the parameters go; by default all devices, as writing is fastest (`sharding.opened_mesh`).
       rules: logical axis -> mesh axes.
       param_dtype: of the parameters.
       num_heads: attention heads, for a checkpoint of the original in an unpublished size: no tensor shows it.
@@ -246,7 +246,7 @@ def abstract_params(
     param_dtype: str,
 ) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with shardings."""
-    mesh = sharding.make_mesh("auto", embed_size=config.head_width) if mesh is None else mesh
+    mesh = sharding.opened_mesh(config.num_heads, config.vocab_size) if mesh is None else mesh
     boxed = jax.eval_shape(lambda key: initial_parameters(config, key), jax.random.key(0))
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
     kind = DTYPES[param_dtype]

@@ -39,8 +39,10 @@ def plan(
     chip, devices = topologies.devices(topology, slices)
     model = config_lib.model_config(config.model, estimate.vocabulary_size(config))
     check_lengths(model, context - 1, new_tokens)
-    shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
-    mesh = sharding.make_mesh(shape, devices, model.head_width)
+    if shape := {axis: size for axis, size in config.mesh.items() if size is not None}:
+        mesh = sharding.make_mesh(shape, devices)
+    else:
+        mesh = sharding.opened_mesh(model.num_heads, model.vocab_size, devices)
     rows, width = answer.rows_of(prompts, mesh), answer.bucket(context)
     params = _prepared(model, mesh)
     result = {
