@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001 (Chinese punctuation)
 
 import json
+import pathlib
 import random
 
 import pytest
@@ -200,3 +201,12 @@ def test_readers(tmp_path):
     assert [(e.fields["answer"], e.fields["target"]) for e in examples] == [("A", "Q?")]
     (tmp_path / "valid.txt").write_text("a _UNK b\n\n")
     assert read(seq2seq.infilling_source(str(tmp_path)), "validation")[0].fields == {"text": "a [UNK] b"}
+
+
+def test_words_to_copy_are_those_of_the_verses_in_another_order():
+    task = find(str(pathlib.Path(__file__).parents[2] / "configs/tasks/copied_words.py"))
+    for copied, verse in zip(read(task.source, "test", 20), read(seq2seq.verse_pairs, "test", 20), strict=True):
+        words, modern = copied.fields["source"].split(), verse.fields["target"].split()
+        assert copied.fields["target"] == copied.fields["source"]
+        assert sorted(words) == sorted(modern)
+        assert words != modern

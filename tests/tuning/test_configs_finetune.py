@@ -47,12 +47,13 @@ def test_config_builds(name, argument, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load(name, argument)
     subject.check_keys(config)
-    (task,) = subject.tasks_of(config)
+    task, *practice = subject.tasks_of(config)
+    assert [other.name for other in practice] == (["copied_words"] if name == "kjv_to_web" else [])
     schedule = program.schedule_of(config, rows=10_000)
-    assert schedule.total == int(config.duration.split()[0]) * -(-10_000 // config.batch_size) or "epoch" in (
-        config.duration
-    )
-    assert schedule.evaluate == schedule.checkpoint == -(-10_000 // config.batch_size)
+    epoch = -(-10_000 // config.batch_size)
+    count, unit = config.duration.split()
+    assert schedule.total == (int(count) if unit == "steps" else -(-int(count) * 10_000 // config.batch_size))
+    assert schedule.evaluate == schedule.checkpoint == (1000 if name == "kjv_to_web" else epoch)
     assert (config.optimizer.weight_decay, config.schedule.name) in ((0.1, "linear"), (0.01, "linear"))
     if (name, argument) in PUBLISHED:
         found = (config.duration, config.batch_size, config.schedule.peak, config.schedule.warmup)
