@@ -107,36 +107,13 @@ def _local(hidden, table, ids, weights, *, smoothing, score, gradients, batch_ax
     if parts == 1:
         losses, correct, d_hidden, d_table = part(hidden, ids, weights)
     else:
-        size = -(-count // parts)
-        order = jnp.argsort(weights == 0.0, stable=True)
-        where = jnp.argsort(order)
-        arrays = [
-            jnp.pad(a[order], ((0, parts * size - count), *((0, 0),) * (a.ndim - 1))) for a in (hidden, ids, weights)
-        ]
-
-        def add(number, done):
-            losses, correct, d_hidden, d_table = done
-            start = number * size
-            found = part(*(jax.lax.dynamic_slice_in_dim(a, start, size) for a in arrays))
-
-            def put(into, value):
-                return None if into is None else jax.lax.dynamic_update_slice_in_dim(into, value, start, 0)
-
-            return (
-                put(losses, found[0]), put(correct, found[1]), put(d_hidden, found[2]),
-                None if d_table is None else d_table + found[3],
-            )  # fmt: skip
-
         nothing = (
-            jnp.zeros(parts * size, jnp.float32),
-            jnp.zeros(parts * size, bool) if score else None,
-            jnp.zeros((parts * size, width), hidden.dtype) if gradients else None,
-            jnp.zeros((width, vocab), jnp.float32) if gradients else None,
+            jnp.zeros(count, jnp.float32),
+            jnp.zeros(count, bool) if score else None,
+            jnp.zeros((count, width), hidden.dtype) if gradients else None,
         )
-        # A plan for a TPU counts what it knows to run: there all parts do.
-        used = parts if on_tpu() else -(-jnp.sum(weights != 0.0) // size)
-        losses, correct, d_hidden, d_table = jax.lax.fori_loop(0, used, add, nothing)
-        losses, correct, d_hidden = (None if a is None else a[where] for a in (losses, correct, d_hidden))
+        nothing_of_table = jnp.zeros((width, vocab), jnp.float32) if gradients else None
+        losses, correct, d_hidden, d_table = _in_parts(part, parts, (hidden, ids, weights), nothing, nothing_of_table)
 
     total = jnp.sum(losses)
     if batch_axes:
@@ -152,6 +129,35 @@ def _local(hidden, table, ids, weights, *, smoothing, score, gradients, batch_ax
             else:
                 d_table = jax.lax.psum(d_table, axis)
     return total, losses.reshape(shape), correct.reshape(shape) if score else None, d_hidden, d_table
+
+
+def _in_parts(part, parts, arrays, nothing, d_table):
+    """What `part` gives of all targets, `parts` times of some; `nothing` and `d_table` are where that begins."""
+    weights = arrays[-1]
+    count = weights.size
+    size = -(-count // parts)
+    order = jnp.argsort(weights == 0.0, stable=True)  # slots without a target come last
+    place = jnp.argsort(order)
+
+    def padded(a):
+        return jnp.pad(a, ((0, parts * size - count), *((0, 0),) * (a.ndim - 1)))
+
+    arrays = [padded(a[order]) for a in arrays]
+
+    def add(number, done):
+        results, d_table = done
+        *found, d_part = part(*(jax.lax.dynamic_slice_in_dim(a, number * size, size) for a in arrays))
+        results = jax.tree.map(
+            lambda into, value: jax.lax.dynamic_update_slice_in_dim(into, value, number * size, 0),
+            results,
+            tuple(found),
+        )
+        return results, None if d_table is None else d_table + d_part
+
+    # A plan for a TPU counts what it knows to run: there all parts do.
+    used = parts if on_tpu() else -(-jnp.sum(weights != 0.0) // size)
+    results, d_table = jax.lax.fori_loop(0, used, add, (jax.tree.map(padded, nothing), d_table))
+    return *jax.tree.map(lambda a: a[place], results), d_table
 
 
 def _part(table, hidden, ids, weights, *, first, axes, smoothing, score, gradients):
