@@ -81,6 +81,11 @@ def workplace(tmp_path_factory):
     rows = [json.dumps({"label": i % 4, "title": "ba de", "description": "fi go ba."}) for i in range(4)]
     for split in ("train", "validation", "test"):
         (folder / "data" / "ag_news" / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "data" / "BoolQ").mkdir()
+    asked = {"question": "is ba de", "passage": "Fi go ba."}
+    rows = [json.dumps({**asked, "idx": i, "label": i % 2 == 0}) for i in range(4)]
+    for split in ("train", "val"):
+        (folder / "data" / "BoolQ" / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
     return folder
 
 
