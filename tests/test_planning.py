@@ -96,6 +96,23 @@ ENTRY %main (p: f32[8,128]) -> f32[8,128] {
     assert counts.hbm_bytes == 4096 + 4096 + 2 * 4096  # the negated array stays in fast memory
 
 
+def test_a_part_on_its_way_to_fast_memory_is_read_alone():
+    """As libtpu writes it for arrays that do not fit there whole; the array itself is not read again for every part."""
+    text = """HloModule parts
+
+ENTRY %main (p: f32[8,128]) -> f32[2,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  %first = ((f32[8,128]{1,0}), f32[2,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:2], [0:128]}
+  %a = f32[2,128]{1,0:T(8,128)S(1)} slice-done(%first)
+  %second = ((f32[8,128]{1,0}), f32[2,128]{1,0}, s32[]{:S(2)}) slice-start(%p), slice={[2:4], [0:128]}
+  %b = f32[2,128]{1,0} slice-done(%second)
+  ROOT %q = f32[2,128]{1,0} add(%a, %b)
+}
+"""
+    part = 2 * 128 * 4
+    assert hlo.count(text, 1).hbm_bytes == part + 2 * part + 2 * part  # the sum reads %b there, and is written
+
+
 def test_interconnect_uses_the_dimensions_that_a_group_spans():
     @dataclasses.dataclass
     class Device:

@@ -269,12 +269,14 @@ class _Module:
             return 0.0
         operands = [body[name] for name in instruction.operands if name in body]
         results = instruction.result
-        if opcode.endswith("-start"):
+        if opcode == "slice-start":  # ((operand), slice, context): part of an array on its way to fast memory
+            results = results[1:2]
+        elif opcode.endswith("-start"):
             results = results[: max(1, len(results) // 2)]
         written = [array.bytes if array.in_hbm else 0.0 for array in results]
         read = [sum(array.bytes for array in operand.result if array.in_hbm) for operand in operands]
-        if opcode in ("dynamic-slice", "slice", "gather"):
-            read[0] = min(read[0], sum(written)) if read else 0
+        if opcode in ("dynamic-slice", "slice", "slice-start", "gather"):
+            read[0] = min(read[0], sum(array.bytes for array in results)) if read else 0
         elif opcode == "dynamic-update-slice":
             touched = read[1]
             return 2 * touched + sum(read[2:])
