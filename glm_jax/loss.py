@@ -15,9 +15,14 @@ def token_losses(
     With label smoothing e a token's loss is (1 - e) · -log p(target) + e · mean over the vocabulary of -log p, the
     form in which the original fine-tunes on sequence-to-sequence tasks. Raises ValueError for e outside [0, 1).
     """
+    check_label_smoothing(label_smoothing)
+    return _token_losses(logits, target_ids, label_smoothing)
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    """Raises ValueError for a value outside [0, 1)."""
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing {label_smoothing} must lie in [0, 1)")
-    return _token_losses(logits, target_ids, label_smoothing)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -167,7 +167,8 @@ def make_train_step(
             shapes = jax.eval_shape(gradients, state.params, first, key)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (grads, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), micro))
-            grads = jax.tree.map(lambda g: g / _count(sums), grads)
+            count = _count(sums)
+            grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": sums.loss.sum() / _count(sums), "sums": sums, **optimizer.metrics(opt_state)}

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from glm_jax.layers import dot
+from glm_jax.loss import check_label_smoothing
 from glm_jax.sharding import on_tpu, partition_spec, rule_axes
 
 # Targets of a part. Where the table fits a cache small parts keep their logits there too; else a part must be large
@@ -46,8 +47,7 @@ def target_losses(
     works on its own rows and its part of the vocabulary, as the rules for "batch" and "vocab" say. `score` fills
     `correct`, which costs a pass over the logits. Raises ValueError for a label smoothing outside [0, 1).
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing {label_smoothing} must lie in [0, 1)")
+    check_label_smoothing(label_smoothing)
     return _target_losses(hidden, table, target_ids, target_weights.astype(jnp.float32), label_smoothing, score)
 
 

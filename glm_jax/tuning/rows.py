@@ -167,18 +167,17 @@ def rows_of(
         candidates = task.prompt.verbalizer is None or max(encode(examples[0])[0].encoded.segment_ids) > 1
         return Examples(examples, encode, pad, segments=candidates)
     if isinstance(task, InfillingTask):
+        sizes = None
 
-        def encode_blanks(example):
+        def encode(example):
             return _written(task.encode(tokenizer, example)), -1
 
-        if packed_length is not None:
-            return _packed(examples, encode_blanks, pad, packed_length)
-        return Examples(examples, encode_blanks, pad)
-    check_lengths(model.config, task.source_length - 1, task.target_length)
-    sizes = (task.source_length + task.target_length, task.target_length, 1)
+    else:
+        check_lengths(model.config, task.source_length - 1, task.target_length)
+        sizes = (task.source_length + task.target_length, task.target_length, 1)
 
-    def encode(example):
-        return _written(named_example(example, task.encode, tokenizer, example.fields)), -1
+        def encode(example):
+            return _written(named_example(example, task.encode, tokenizer, example.fields)), -1
 
     if packed_length is not None:
         return _packed(examples, encode, pad, packed_length)
