@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from glm_jax.dropout import keep_mask, mask_seeds
+from glm_jax.layers import precision
 from glm_jax.sharding import on_tpu, shards
 
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
@@ -112,10 +113,11 @@ def _attend_backward(rate, saved, d_out):
     d_out = d_out.astype(q.dtype)
     d_v = _contract("bnqk,bnqh->bnkh", _drop(powers, seeds, rate), d_out, v.dtype)
     d_powers = _drop(_contract("bnqh,bnkh->bnqk", d_out, v, jnp.float32), seeds, rate)
-    d_scores = (powers * (d_powers - correction) * q.shape[-1] ** -0.5).astype(q.dtype)
-    d_q = _contract("bnqk,bnkh->bnqh", d_scores, k, q.dtype)
-    d_k = _contract("bnqk,bnqh->bnkh", d_scores, q, k.dtype)
-    return d_q, d_k, d_v, None, None
+    d_scores = (powers * (d_powers - correction)).astype(q.dtype)
+    scale = q.shape[-1] ** -0.5  # of the results, which are T / H times smaller
+    d_q = _contract("bnqk,bnkh->bnqh", d_scores, k, jnp.float32) * scale
+    d_k = _contract("bnqk,bnqh->bnkh", d_scores, q, jnp.float32) * scale
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -126,9 +128,7 @@ def _drop(x, seeds, rate):
 
 
 def _contract(axes, x, y, dtype):
-    # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(axes, x, y, precision=precision, preferred_element_type=dtype)
+    return jnp.einsum(axes, x, y, precision=precision(x), preferred_element_type=dtype)
 
 
 def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):
@@ -208,12 +208,11 @@ def cached_attention(
     `k` and `v` are the newest token's own and not yet in the cache, of which `answer_length` columns count. Equal to
     `attention` over context and answer in one sequence, up to rounding.
     """
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
 
     def product(x, cached, dtype):  # [… M K] · [… K N]
         batch = tuple(range(cached.ndim - 2))
         axes = (((x.ndim - 1,), (cached.ndim - 2,)), (batch, batch))
-        return jax.lax.dot_general(x, cached, axes, precision=precision, preferred_element_type=dtype)
+        return jax.lax.dot_general(x, cached, axes, precision=precision(x), preferred_element_type=dtype)
 
     turned = jnp.swapaxes(q, 1, 2)  # the answers of a row read the same context: one product for all
     to_context = jnp.swapaxes(product(turned, cache.context_keys, jnp.float32), 1, 2)

@@ -67,7 +67,7 @@ class Linear(nn.Module):
         bias = self.param("bias", zeros, self.outputs, jnp.float32)
         kernel, bias = kernel[(slice(None),) * n + (part,)], bias[part]
         out = checkpoint_name(product(x, kernel.astype(self.dtype), self.dtype), DENSE)
-        return out + bias.astype(self.dtype)[None]
+        return add_bias(out, bias)
 
 
 class LayerNorm(nn.Module):
@@ -113,6 +113,23 @@ def _product_backward(dtype, saved, d_out):
 product.defvjp(_product_forward, _product_backward)
 
 
+@jax.custom_vjp
+def add_bias(x: Float[Array, "R ..."], bias: Float[Array, "..."]) -> Float[Array, "R ..."]:
+    """x + bias in the dtype of x. The bias's gradient is summed in float32, whatever that dtype."""
+    return x + bias.astype(x.dtype)[None]
+
+
+def _add_bias_forward(x, bias):
+    return add_bias(x, bias), bias
+
+
+def _add_bias_backward(bias, d_out):
+    return d_out, jnp.sum(d_out, axis=0, dtype=jnp.float32).astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 def _kernel_gradient(x, d_out):
     return dot(x, d_out, (0,), (0,), x.dtype)
 
@@ -130,8 +147,11 @@ def _kernel_gradient_on_cpu(x, d_out):
 def dot(
     x: Float[Array, "..."], y: Float[Array, "..."], x_axes: tuple[int, ...], y_axes: tuple[int, ...], dtype: Any
 ) -> Float[Array, "..."]:
-    """Contracts `x_axes` of x with `y_axes` of y, in full precision where x is float32; the result comes in `dtype`."""
-    # Accelerators round the inputs of float32 products by default; who asks for float32 means it.
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    """Contracts `x_axes` of x with `y_axes` of y; the result comes in `dtype`."""
     axes = ((x_axes, y_axes), ((), ()))
-    return jax.lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.dtype(dtype))
+    return jax.lax.dot_general(x, y, axes, precision=precision(x), preferred_element_type=jnp.dtype(dtype))
+
+
+def precision(x: Any) -> jax.lax.Precision | None:
+    """The precision of products with x: accelerators round float32 inputs by default; who asks for float32 means it."""
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None

@@ -15,6 +15,7 @@ from glm_jax import config as config_lib
 from glm_jax import durations, optimizer, sharding
 from glm_jax.batch import Batch
 from glm_jax.corruption import CorruptionConfig
+from glm_jax.mesh import make_mesh
 from glm_jax.model import GLM, GLMConfig, check_lengths, initial_parameters, parameter_count
 from glm_jax.tokenizers.special import SpecialTokens
 from glm_jax.train_step import (
@@ -96,7 +97,7 @@ def check_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> tupl
     shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
     model = config_lib.model_config(config.model, 1)
     state_bytes = 12.0 * parameter_count(model)  # float32 parameters and two moments; the vocabulary comes later
-    mesh = sharding.make_mesh(shape, devices, model.head_width, state_bytes)
+    mesh = make_mesh(shape, devices, model.head_width, state_bytes)
     rules = sharding.RULES | dict(config.rules)
     # A micro batch stays spread over all devices.
     sharding.local_batch_size(config.batch_size // config.accumulation, mesh, rules)

@@ -27,6 +27,7 @@ from glm_jax import sharding, tokenizers
 from glm_jax.checkpoint import Checkpointer, Restored, compare_config, write_json_atomic
 from glm_jax.config import model_config
 from glm_jax.heads import with_classifier
+from glm_jax.mesh import opened_mesh
 from glm_jax.model import GLM, GLMConfig, initial_parameters
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -183,7 +184,7 @@ def restore_run(
     scores name one; of pretraining the latest. Raises as `Checkpointer.restore_params`.
     """
     boxed = jax.eval_shape(lambda key: parameters_of(config)(model, key), jax.random.key(0))
-    mesh = sharding.opened_mesh(model.num_heads, model.vocab_size) if mesh is None else mesh
+    mesh = opened_mesh(model.num_heads, model.vocab_size) if mesh is None else mesh
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
     with Checkpointer(folder.checkpoints, keep_best=best_of(config), read_only=True) as checkpointer:
         if step is None:

@@ -1,14 +1,10 @@
-"""Where arrays live: the only file that knows the mesh axes.
+"""Where arrays live on a mesh (mesh.py): rules as data.
 
 Modules name their dimensions logically ("embed", "heads", …); `RULES` says over which mesh axes each is split.
-  data    copies of the model; each reads its part of the batch
-  fsdp    as data; parameters and optimizer state are split too, gathered when used (ZeRO, Rajbhandari et al. 2020)
-  tensor  heads, feed-forward width and vocabulary are split (Megatron, Shoeybi et al. 2019)
 """
 
 import difflib
 import functools
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +12,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glm_jax.planning import chips
-
-logger = logging.getLogger(__name__)
-
-MESH_AXES = ("data", "fsdp", "tensor")
+from glm_jax.mesh import MESH_AXES, make_mesh, shape_text
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
@@ -42,102 +34,6 @@ RULES: Rules = {
     "bias_mlp": ("tensor", "fsdp"),
     "bias_head_dim": "fsdp",  # at 10B this bias is 2 MB
 }
-
-
-def choose_mesh_shape(
-    devices: Sequence[Any] | None = None, embed_size: int | None = None, state_bytes: float | None = None
-) -> tuple[dict[str, int], str]:
-    """Returns the "auto" mesh shape and one sentence that explains it.
-
-    Devices with fast links between them (one TPU slice, one GPU host) share the parameters (fsdp); over slower links
-    only gradients travel (data). `embed_size` limits fsdp to a divisor of it: give the width of a head, which divides
-    the model's. Of TPUs no more devices share than it takes to bring `state_bytes` (parameters and optimizer) down to
-    4 GB and an eighth of the memory: over large groups, and over slivers of an array, XLA gathers by all-reduce, which
-    moves twice the bytes and holds whole gradients. Tensor parallelism is never chosen.
-    """
-    devices = list(jax.devices() if devices is None else devices)
-    groups, link = _linked(devices)
-    if len(set(groups)) != 1:
-        raise ValueError(f"{link}s of different sizes {groups}: give the mesh shape instead of 'auto'")
-    per_group = groups[0]
-    fsdp = math.gcd(per_group, embed_size) if embed_size else per_group
-    limit, memory = fsdp, device_memory(devices[0])
-    if memory and state_bytes:
-        fits = [n for n in range(1, limit + 1) if limit % n == 0 and state_bytes / n <= min(memory / 8, 4e9)]
-        fsdp = fits[0] if fits else limit
-    shape = {"data": len(devices) // fsdp, "fsdp": fsdp, "tensor": 1}
-    why = f"{len(devices)} {devices[0].device_kind} in {len(groups)} {link}(s): {_product(shape)}; "
-    why += f"parameters are split over {fsdp} of the {per_group} devices of a {link}"
-    if fsdp < limit:
-        why += f", where parameters and optimizer take {100 * state_bytes / fsdp / memory:.0f} % of its memory"
-    elif fsdp < per_group:
-        why += f", which must divide the width {embed_size} ({per_group} does not)"
-    return shape, why
-
-
-def opened_mesh(num_heads: int, vocab_size: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a model that is opened to be used, not trained: every device holds a part of each matrix.
-
-    Writing a token reads all parameters once. With `tensor` each device reads its own; with `fsdp` all would be
-    gathered for every token. Devices that do not divide heads and vocabulary hold copies, as do hosts and slices.
-    """
-    devices = list(jax.devices() if devices is None else devices)
-    tensor = math.gcd(num_heads, vocab_size, *_linked(devices)[0])
-    return make_mesh({"data": -1, "tensor": tensor}, devices)
-
-
-def _linked(devices):
-    """Sizes of the groups of devices with fast links between them, and what such a group is called."""
-    if devices[0].platform == "tpu":
-        return _group_sizes(devices, "slice_index"), "TPU slice"
-    return _group_sizes(devices, "process_index"), "host"
-
-
-def device_memory(device: Any) -> float | None:
-    """Bytes of memory of a TPU device, from the table of chips; None for other devices."""
-    chip = chips.of_device(device)
-    return None if chip is None else chip.hbm_bytes
-
-
-def make_mesh(
-    shape: Mapping[str, Any] | str = "auto",
-    devices: Sequence[Any] | None = None,
-    embed_size: int | None = None,
-    state_bytes: float | None = None,
-) -> Mesh:
-    """Returns a mesh with the axes data, fsdp, tensor, all `AxisType.Auto` (`jax.make_mesh` alone makes Explicit ones).
-
-    Args:
-      shape: sizes by axis name, absent axes are 1, one may be -1 for "the rest"; or "auto" (`choose_mesh_shape`).
-      devices: all devices of all hosts by default; or those of an ahead-of-time topology.
-      embed_size: width of a head, used by "auto".
-      state_bytes: of parameters and optimizer, used by "auto".
-
-    Raises:
-      ValueError: unknown axis, or sizes whose product is not the number of devices.
-    """
-    devices = list(jax.devices() if devices is None else devices)
-    if isinstance(shape, str):
-        if shape != "auto":
-            raise ValueError(f"mesh shape {shape!r}: give 'auto' or sizes such as {{'data': 2, 'fsdp': 4}}")
-        shape, why = choose_mesh_shape(devices, embed_size, state_bytes)
-        logger.info("mesh: %s", why)
-    sizes = _complete(shape, len(devices))
-    types = (AxisType.Auto,) * len(MESH_AXES)
-    slices = len(_group_sizes(devices, "slice_index"))
-    if slices == 1 and devices[0].platform != "tpu":
-        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
-    from jax.experimental import mesh_utils
-
-    if slices == 1:  # an axis may be a part of an axis of the torus: 4 x 16 on 8 x 8 chips
-        grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
-        return Mesh(grid, MESH_AXES, axis_types=types)
-    # Between slices there is only the data-centre network: the data axis alone may cross it.
-    if sizes["data"] % slices:
-        raise ValueError(f"mesh {_product(sizes)} over {slices} TPU slices: data must be a multiple of {slices}")
-    within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
-    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
-    return Mesh(grid, MESH_AXES, axis_types=types)
 
 
 def partition_spec(axes: Sequence[str | None], rules: Rules = RULES, name: str = "array") -> PartitionSpec:
@@ -371,7 +267,9 @@ def _process_shard(sharding: NamedSharding, shards: int) -> tuple[int, int]:
         rows.setdefault(device.process_index, set()).update(range(*index.indices(shards)))
     parts = sorted({tuple(sorted(part)) for part in rows.values()})
     if sorted(row for part in parts for row in part) != list(range(shards)) or len({len(part) for part in parts}) != 1:
-        raise ValueError(f"mesh {_product(sharding.mesh.shape)} splits the batch unequally between processes: {parts}")
+        raise ValueError(
+            f"mesh {shape_text(sharding.mesh.shape)} splits the batch unequally between processes: {parts}"
+        )
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
@@ -385,8 +283,8 @@ def _check_batch(global_batch_size: int, mesh: Mesh, rules: Rules) -> None:
     if global_batch_size < 1 or global_batch_size % shards:
         nearest = max(1, round(global_batch_size / shards)) * shards
         raise ValueError(
-            f"batch of {global_batch_size} examples on mesh {_product(mesh.shape)}: must be a multiple of the {shards} "
-            f"batch shards; take {nearest}, or a mesh with less data and fsdp"
+            f"batch of {global_batch_size} examples on mesh {shape_text(mesh.shape)}: must be a multiple of the "
+            f"{shards} batch shards; take {nearest}, or a mesh with less data and fsdp"
         )
 
 
@@ -397,7 +295,7 @@ def _check_divisible(name: str, shape: tuple[int, ...], axes: Sequence, spec: Pa
         if size % parts:
             raise ValueError(
                 f"{name} {shape}: dimension {i} ({axis!r}) of size {size} cannot be split over "
-                f"{_product({mesh_axis: mesh.shape[mesh_axis] for mesh_axis in for_dimension})}; "
+                f"{shape_text({mesh_axis: mesh.shape[mesh_axis] for mesh_axis in for_dimension})}; "
                 f"choose a mesh whose axis divides it, or the rule {{{axis!r}: None}}"
             )
 
@@ -414,40 +312,6 @@ def _twin(keys: tuple[str, ...], shape: tuple[int, ...], boxes: Mapping[tuple[st
 def _names(axes: Any) -> tuple[str, ...]:
     """The mesh axes of a rule, or of one dimension of a PartitionSpec."""
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
-
-
-def _complete(shape: Mapping[str, Any], devices: int) -> dict[str, int]:
-    unknown = sorted(set(shape) - set(MESH_AXES))
-    if unknown:
-        raise ValueError(f"mesh axes {unknown} do not exist; there are {', '.join(MESH_AXES)}")
-    sizes = {axis: shape.get(axis, 1) for axis in MESH_AXES}
-    for axis, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
-            raise ValueError(f"mesh axis {axis} = {size!r}: must be a positive whole number, or -1 for the rest")
-    rest = [axis for axis, size in sizes.items() if size == -1]
-    product = math.prod(size for size in sizes.values() if size != -1)
-    if len(rest) > 1:
-        raise ValueError(f"mesh {_product(sizes)}: only one axis can be -1, the rest")
-    if rest and devices % product == 0:
-        sizes[rest[0]] = devices // product
-    elif product != devices:
-        raise ValueError(
-            f"mesh {_product(sizes)} does not fit {devices} devices (the sizes given multiply to {product}); "
-            "change a size, or give one axis -1 to take the rest"
-        )
-    return sizes
-
-
-def _group_sizes(devices: Sequence[Any], attribute: str) -> list[int]:
-    groups: dict[int, int] = {}
-    for device in devices:
-        index = getattr(device, attribute, 0) or 0
-        groups[index] = groups.get(index, 0) + 1
-    return [groups[index] for index in sorted(groups)]
-
-
-def _product(sizes: Mapping[str, int]) -> str:
-    return " x ".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
 def _is_box(leaf: Any) -> bool:

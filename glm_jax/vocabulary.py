@@ -78,13 +78,14 @@ def _everywhere(hidden, table, ids, weights, smoothing, score, gradients):
     if mesh.empty or not rules:
         total, losses, correct, d_hidden, d_table = local(hidden, narrow, ids, weights)
     else:
-        batch, vocab = (rule_axes(axis, rules) for axis in ("batch", "vocab"))
+        # Without axes of one device, over which a collective is a copy.
+        batch, vocab = ([a for a in rule_axes(axis, rules) if mesh.shape[a] > 1] for axis in ("batch", "vocab"))
         rows, whole = partition_spec(("batch",), rules), PartitionSpec()
         # Sums over rows end where the parameter lies: scattered over those of the batch's axes that split "embed".
         scattered = tuple(axis for axis in rule_axes("embed", rules) if axis in batch)
         split_table = partition_spec(("vocab", None), rules)
         out_table = PartitionSpec(split_table[0] if len(split_table) else None, scattered or None)
-        local = functools.partial(local, batch_axes=batch, vocab_axes=vocab, scattered=scattered)
+        local = functools.partial(local, batch_axes=tuple(batch), vocab_axes=tuple(vocab), scattered=scattered)
         total, losses, correct, d_hidden, d_table = jax.shard_map(
             local, mesh=mesh, in_specs=(rows, split_table, rows, rows),
             out_specs=(whole, rows, rows if score else whole, *((rows, out_table) if gradients else (whole, whole))),

@@ -108,12 +108,13 @@ def test_saved_state_is_that_of_the_call(tmp_path):
 RESHARD = """
 import sys, jax, numpy as np
 from glm_jax import checkpoint, sharding
+from glm_jax.mesh import make_mesh
 import flax.linen as nn, jax.numpy as jnp
 def init(key):
     kernel = nn.LogicallyPartitioned(jax.random.normal(key, (16, 32)), ("embed", "mlp"))
     return {"step": jnp.int32(5), "params": {"kernel": kernel}}
 def state_on(shape):
-    mesh = sharding.make_mesh(shape)
+    mesh = make_mesh(shape)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.state_shardings(shapes, mesh)
     state = jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=shardings)(jax.random.key(0))
@@ -389,8 +390,9 @@ import os, sys, jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from glm_jax import checkpoint, sharding
+from glm_jax.mesh import make_mesh
 import flax.linen as nn
-mesh = sharding.make_mesh("auto")
+mesh = make_mesh("auto")
 def init(key):
     kernel = nn.LogicallyPartitioned(jax.random.normal(key, (64, 32)), ("embed", "mlp"))
     return {"step": jnp.int32(5), "params": {"kernel": kernel}}

@@ -45,6 +45,16 @@ def test_product_sums_in_float32_when_asked():
     assert layers.product(x, kernel, "bfloat16").dtype == jnp.bfloat16
 
 
+def test_a_bias_adds_up_its_gradient_in_float32():
+    rows = 4097  # which bfloat16 would round to 4096
+    x, bias = jnp.zeros((rows, 3), "bfloat16"), normal(3)
+    found, backward = jax.vjp(layers.add_bias, x, bias)
+    assert found.dtype == jnp.bfloat16
+    d_x, d_bias = backward(jnp.ones_like(x))
+    assert d_x.dtype == jnp.bfloat16 and d_bias.dtype == jnp.float32
+    np.testing.assert_array_equal(d_bias, rows)
+
+
 def test_linear_computes_a_part():
     linear = layers.Linear((4,), (3, 2), ("embed", "qkv", "heads"), 0.02, "float32")
     x, params = normal(5, 4), {"kernel": normal(4, 3, 2), "bias": normal(3, 2)}

@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from glm_jax import sharding
+from glm_jax.mesh import choose_mesh_shape, make_mesh
 from glm_jax.planning import chips, estimate, hlo, remedies, survey, topologies
 from glm_jax.planning.table import table
 
@@ -33,7 +34,7 @@ def _compiled(function, *shapes, mesh, specs):
 @pytest.fixture(scope="module")
 def four():
     chip, devices = topologies.devices("v5e:2x2")
-    return chip, sharding.make_mesh({"fsdp": 4}, devices)
+    return chip, make_mesh({"fsdp": 4}, devices)
 
 
 @plan_summaries.needs_libtpu
@@ -223,13 +224,13 @@ def test_mesh_and_batch_are_checked_before_compiling():
 @plan_summaries.needs_libtpu
 def test_auto_mesh_splits_parameters_as_far_as_memory_needs():
     devices = topologies.devices("v5p:4x4x4")[1]
-    few, why = sharding.choose_mesh_shape(devices, 4096, state_bytes=120e9)
+    few, why = choose_mesh_shape(devices, 4096, state_bytes=120e9)
     assert few == {"data": 2, "fsdp": 32, "tensor": 1}
     assert "take 4 % of its memory" in why
-    assert sharding.choose_mesh_shape(devices, 4096, state_bytes=3e12)[0]["fsdp"] == 64
-    assert sharding.choose_mesh_shape(devices, 4096, state_bytes=1e9)[0] == {"data": 64, "fsdp": 1, "tensor": 1}
+    assert choose_mesh_shape(devices, 4096, state_bytes=3e12)[0]["fsdp"] == 64
+    assert choose_mesh_shape(devices, 4096, state_bytes=1e9)[0] == {"data": 64, "fsdp": 1, "tensor": 1}
     flat = topologies.devices("v6e:8x8")[1]
-    assert dict(sharding.make_mesh("auto", flat, 4096, 120e9).shape) == {"data": 2, "fsdp": 32, "tensor": 1}
+    assert dict(make_mesh("auto", flat, 4096, 120e9).shape) == {"data": 2, "fsdp": 32, "tensor": 1}
 
 
 @plan_summaries.needs_libtpu

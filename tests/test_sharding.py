@@ -14,6 +14,7 @@ import two_processes
 from jax.sharding import AxisType, PartitionSpec
 
 from glm_jax import optimizer, sharding
+from glm_jax.mesh import choose_mesh_shape, make_mesh, opened_mesh
 
 FLAG = "--xla_force_host_platform_device_count="
 on_eight_devices = pytest.mark.skipif(f"{FLAG}8" not in os.environ.get("XLA_FLAGS", ""), reason="run in a subprocess")
@@ -64,20 +65,20 @@ def make_state(tx, net, boxed):
     ("heads", "vocabulary", "tensor"), [(12, 30592, 4), (16, 30592, 8), (16, 50258, 2), (3, 4096, 1)]
 )
 def test_an_opened_model_is_split_as_far_as_heads_and_words_allow(heads, vocabulary, tensor):
-    assert sharding.opened_mesh(heads, vocabulary).shape == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
+    assert opened_mesh(heads, vocabulary).shape == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
 
 
 @on_eight_devices
 def test_mesh_axes_are_auto():
-    mesh = sharding.make_mesh({"data": 2, "fsdp": -1, "tensor": 2})
+    mesh = make_mesh({"data": 2, "fsdp": -1, "tensor": 2})
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert mesh.axis_types == (AxisType.Auto,) * 3
 
 
 @on_eight_devices
 def test_auto_mesh_and_its_explanation():
-    assert dict(sharding.make_mesh("auto").shape) == {"data": 1, "fsdp": 8, "tensor": 1}
-    shape, why = sharding.choose_mesh_shape(embed_size=12)
+    assert dict(make_mesh("auto").shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    shape, why = choose_mesh_shape(embed_size=12)
     assert shape == {"data": 2, "fsdp": 4, "tensor": 1}
     assert "8 cpu in 1 host(s): data=2 x fsdp=4 x tensor=1" in why
     assert "width 12 (8 does not)" in why
@@ -100,15 +101,15 @@ class FakeTPU:
 @on_eight_devices
 def test_only_data_crosses_tpu_slices():
     devices = [FakeTPU(device) for device in jax.devices()]
-    shape, why = sharding.choose_mesh_shape(devices)
+    shape, why = choose_mesh_shape(devices)
     assert shape == {"data": 2, "fsdp": 4, "tensor": 1}
     assert "8 TPU v5 lite in 2 TPU slice(s)" in why
-    mesh = sharding.make_mesh({"data": 4, "fsdp": 2}, devices)
+    mesh = make_mesh({"data": 4, "fsdp": 2}, devices)
     slices = [[device.slice_index for device in row] for row in mesh.devices.reshape(4, 2)]
     assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
     assert mesh.axis_types == (AxisType.Auto,) * 3
     with pytest.raises(ValueError, match="over 2 TPU slices: data must be a multiple of 2"):
-        sharding.make_mesh({"fsdp": 8}, devices)
+        make_mesh({"fsdp": 8}, devices)
 
 
 @on_eight_devices
@@ -126,7 +127,7 @@ def test_only_data_crosses_tpu_slices():
 )
 def test_mesh_refuses(shape, message):
     with pytest.raises(ValueError, match=message):
-        sharding.make_mesh(shape)
+        make_mesh(shape)
 
 
 def test_partition_spec():
@@ -162,7 +163,7 @@ def test_partition_spec_refuses(axes, rules, message):
     ],
 )
 def test_state_follows_the_parameters(name, boxed, multipliers):
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     net = Net(embed=128)
     names = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2,), jnp.int32))["params"]
     tx = optimizer.make_optimizer(names, 0.01, name=name, multipliers=multipliers)
@@ -214,7 +215,7 @@ def test_state_follows_the_parameters(name, boxed, multipliers):
 
 @on_eight_devices
 def test_state_shardings_refuse():
-    mesh = sharding.make_mesh({"fsdp": 8})
+    mesh = make_mesh({"fsdp": 8})
     tx = optax.adam(0.1)
     abstract = jax.eval_shape(make_state(tx, Net(embed=12), False), jax.random.key(0))
     with pytest.raises(ValueError, match=r"^embedding \(8, 12\): dimension 1 \('embed'\) of size 12 .* fsdp=8"):
@@ -228,7 +229,7 @@ def test_state_shardings_refuse():
 
 @on_eight_devices
 def test_with_shardings():
-    mesh = sharding.make_mesh({"fsdp": 8})
+    mesh = make_mesh({"fsdp": 8})
     abstract = jax.eval_shape(make_state(optax.adam(0.1), Net(), False), jax.random.key(0))
     shardings = sharding.state_shardings(abstract, mesh)
     target = sharding.with_shardings(abstract, shardings)
@@ -238,7 +239,7 @@ def test_with_shardings():
 
 @on_eight_devices
 def test_host_to_device():
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
     batch = sharding.host_to_device({"tokens": rows, "objective": rows[:, 0]}, mesh)
     assert batch["tokens"].sharding.spec == PartitionSpec(("data", "fsdp"))
@@ -260,10 +261,11 @@ import sys, jax, numpy as np
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from glm_jax import sharding
+from glm_jax.mesh import choose_mesh_shape, make_mesh
 rows = np.arange(8 * 3).reshape(8, 3)
-assert sharding.choose_mesh_shape()[0] == {"data": 2, "fsdp": 4, "tensor": 1}, sharding.choose_mesh_shape()
+assert choose_mesh_shape()[0] == {"data": 2, "fsdp": 4, "tensor": 1}, choose_mesh_shape()
 for shape, parts in (({"data": 2, "fsdp": 4}, 2), ({"data": 1, "tensor": 8}, 1), ({"fsdp": 4, "tensor": 2}, 2)):
-    mesh = sharding.make_mesh(shape)
+    mesh = make_mesh(shape)
     index, count = sharding.process_shard(mesh)
     assert (index, count) == (jax.process_index() if parts == 2 else 0, parts), (shape, index, count)
     size = sharding.local_batch_size(8, mesh)

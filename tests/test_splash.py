@@ -7,6 +7,7 @@ import pytest
 
 from glm_jax import sharding
 from glm_jax.attention import dense_attention
+from glm_jax.mesh import make_mesh
 from glm_jax.splash import splash_attention, splash_backend
 
 
@@ -39,7 +40,7 @@ def test_a_mesh_changes_nothing():
     q, k, v, _ = _inputs(2, 130)
     prefixes = jnp.array([40, 130])
     alone = splash_attention(q, k, v, prefixes, interpret=True)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh), sharding.logical_axis_rules():
         split = jax.jit(lambda *a: splash_attention(*a, interpret=True))(q, k, v, prefixes)
     np.testing.assert_allclose(split, alone, atol=1e-6)

@@ -97,6 +97,7 @@ def test_smoothing_is_checked():
 def on_meshes():
     """Prints, for several meshes, the largest differences from one device: of loss, gradients and hits."""
     from glm_jax import sharding
+    from glm_jax.mesh import make_mesh
 
     vocabulary._FEW_TARGETS = 3
     hidden, table, ids, weights = inputs()
@@ -108,7 +109,7 @@ def on_meshes():
     compiled = jax.value_and_grad(fused, argnums=(0, 1), has_aux=True)
     expected, found = compiled(hidden, table), {}
     for data, fsdp, tensor in ((4, 1, 2), (1, 4, 2), (2, 2, 2), (1, 1, 8)):
-        mesh = sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
+        mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
         with jax.set_mesh(mesh), sharding.logical_axis_rules():
             result = jax.jit(compiled)(hidden, table)
         differences = jax.tree.map(lambda a, b: float(jnp.abs(a * 1.0 - b * 1.0).max()), result, expected)

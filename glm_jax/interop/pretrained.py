@@ -20,6 +20,7 @@ from glm_jax.interop.load_report import LoadReport
 from glm_jax.interop.placement import place
 from glm_jax.interop.source import Source, config_of
 from glm_jax.interop.tensors import DTYPES, FLOATS
+from glm_jax.mesh import opened_mesh
 from glm_jax.model import GLM, GLMConfig, initial_parameters
 from glm_jax.run_folder import RunFolder, load_run, restore_run
 from glm_jax.tokenizers.base import Tokenizer
@@ -119,7 +120,7 @@ def load(
 
     Args:
       step: of a run: a number, "latest" or "best"; by default the best of fine-tuning, the latest of pretraining.
-      mesh: where the parameters go; by default all devices, as writing is fastest (`sharding.opened_mesh`).
+      mesh: where the parameters go; by default all devices, as writing is fastest (`mesh.opened_mesh`).
       rules: logical axis -> mesh axes.
       param_dtype: of the parameters.
       num_heads: attention heads, for a checkpoint of the original in an unpublished size: no tensor shows it.
@@ -246,7 +247,7 @@ def abstract_params(
     param_dtype: str,
 ) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with shardings."""
-    mesh = sharding.opened_mesh(config.num_heads, config.vocab_size) if mesh is None else mesh
+    mesh = opened_mesh(config.num_heads, config.vocab_size) if mesh is None else mesh
     boxed = jax.eval_shape(lambda key: initial_parameters(config, key), jax.random.key(0))
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
     kind = DTYPES[param_dtype]

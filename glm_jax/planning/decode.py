@@ -19,6 +19,7 @@ from glm_jax.benchmarks.corruption import SPECIAL
 from glm_jax.decoding import answer, engine
 from glm_jax.decoding.strategy import Strategy
 from glm_jax.interop.pretrained import abstract_params
+from glm_jax.mesh import make_mesh, opened_mesh
 from glm_jax.model import GLMConfig, check_lengths, parameter_count
 from glm_jax.planning import estimate, hlo, topologies
 
@@ -40,9 +41,9 @@ def plan(
     model = config_lib.model_config(config.model, estimate.vocabulary_size(config))
     check_lengths(model, context - 1, new_tokens)
     if shape := {axis: size for axis, size in config.mesh.items() if size is not None}:
-        mesh = sharding.make_mesh(shape, devices)
+        mesh = make_mesh(shape, devices)
     else:
-        mesh = sharding.opened_mesh(model.num_heads, model.vocab_size, devices)
+        mesh = opened_mesh(model.num_heads, model.vocab_size, devices)
     rows, width = answer.rows_of(prompts, mesh), answer.bucket(context)
     params = _prepared(model, mesh)
     result = {

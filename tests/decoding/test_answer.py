@@ -299,6 +299,7 @@ import sys; sys.path[:0] = {paths!r}
 import jax, numpy as np
 from models import CONFIG, SPECIAL, keys, params, prompts
 from glm_jax import sharding
+from glm_jax.mesh import make_mesh
 from glm_jax.decoding import Decoder, Strategy
 from glm_jax.model import GLM, initial_parameters
 
@@ -309,7 +310,7 @@ def answers(weights):
     return decoder.answer(chosen, Strategy(), max_new_tokens=4, keys=keys(5)) + beams
 alone = answers(params("H"))
 boxed = jax.eval_shape(lambda key: initial_parameters(CONFIG, key), jax.random.key(0))
-mesh = sharding.make_mesh({{"data": 2, "fsdp": 2, "tensor": 2}})
+mesh = make_mesh({{"data": 2, "fsdp": 2, "tensor": 2}})
 split = jax.device_put(params("H"), sharding.state_shardings(boxed, mesh))
 for one, other in zip(alone, answers(split), strict=True):
     assert [a.tokens for a in one] == [a.tokens for a in other]

@@ -248,8 +248,9 @@ PLACEMENT = """
 import sys, jax, numpy as np
 sys.path.insert(0, {tests!r})
 from golden_params import from_state_dict
-from glm_jax import interop, sharding
-mesh = sharding.make_mesh(dict(data=1, fsdp=2, tensor=4))
+from glm_jax import interop
+from glm_jax.mesh import make_mesh
+mesh = make_mesh(dict(data=1, fsdp=2, tensor=4))
 loaded = interop.load({folder!r}, mesh=mesh, num_heads=4)
 expected = from_state_dict(dict(np.load({arrays!r})), 4)
 jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
