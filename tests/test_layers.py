@@ -51,7 +51,7 @@ def test_a_bias_adds_up_its_gradient_in_float32():
     found, backward = jax.vjp(layers.add_bias, x, bias)
     assert found.dtype == jnp.bfloat16
     d_x, d_bias = backward(jnp.ones_like(x))
-    assert d_x.dtype == jnp.bfloat16 and d_bias.dtype == jnp.float32
+    assert (d_x.dtype, d_bias.dtype) == ("bfloat16", "float32")
     np.testing.assert_array_equal(d_bias, rows)
 
 

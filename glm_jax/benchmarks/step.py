@@ -5,7 +5,7 @@ import numpy as np
 
 from glm_jax import program
 from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
-from glm_jax.benchmarks.timing import matmul_flops_per_second, seconds
+from glm_jax.benchmarks.timing import beside_products, seconds
 from glm_jax.chips import chip_of
 from glm_jax.flops import useful_flops
 from glm_jax.planning.estimate import vocabulary_size
@@ -27,7 +27,6 @@ def run(config, repeats: int = 7) -> dict:
     )  # fmt: skip
     rows = Rows(tokens, np.full(len(tokens), tokens.shape[1], np.int32), np.arange(len(tokens), dtype=np.uint32))
     dtype = built.model.config.dtype
-    before = matmul_flops_per_second(dtype)
     with built.activate():
         state = built.init(jax.random.key(0))
         carried = [state]
@@ -36,12 +35,11 @@ def run(config, repeats: int = 7) -> dict:
             carried[0], metrics = built.train_step(carried[0], rows)
             return metrics
 
-        step_seconds = seconds(step, repeats=repeats)
+        measured = beside_products(step, dtype, repeats)
         corruption_seconds = seconds(built.corrupt_held_out, rows)
         batch = jax.device_get(built.corrupt_held_out(rows))
     del state, carried
-    # A machine that is shared drifts: the bound is the better of before and after.
-    bound = max(before, matmul_flops_per_second(dtype)) * jax.device_count()
+    devices, step_seconds = jax.device_count(), measured.seconds
     flops = useful_flops(built.model.config, batch)
     device = jax.devices()[0]
     chip, memory = chip_of(device), device.memory_stats()  # a CPU has neither
@@ -51,10 +49,10 @@ def run(config, repeats: int = 7) -> dict:
         "seconds_per_step": step_seconds,
         "corruption_share": corruption_seconds / step_seconds,
         "useful_gflops_per_second": flops / step_seconds / 1e9,
-        "bound": bound / 1e9,
-        "bound_unit": "GFLOP/s of a plain matrix product in the same run",
-        "fraction_of_bound": flops / step_seconds / bound,
-        "mfu": chip and flops / step_seconds / (chip.flops * jax.device_count()),
+        "bound": measured.flops_per_second * devices / 1e9,
+        "bound_unit": "GFLOP/s of plain matrix products, measured before every step",
+        "fraction_of_bound": flops / (measured.flops * devices),
+        "mfu": chip and flops / step_seconds / (chip.flops * devices),
         "peak_memory_bytes": memory and memory.get("peak_bytes_in_use"),
         "useful_flops_per_raw_token": flops / tokens.size,
         "batch_size": config.batch_size,

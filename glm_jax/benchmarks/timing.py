@@ -1,19 +1,25 @@
 """How everything here is timed: compiled and warmed up first, the median of several runs, bounds in the same run."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from glm_jax.layers import precision
 
-def seconds(function: Callable, *arguments, repeats: int = 7, choose: Callable = statistics.median) -> float:
-    """Seconds of `function(*arguments)` until its result is ready, after two calls that do not count.
+
+def seconds(
+    function: Callable, *arguments, repeats: int = 7, warm_up: int = 2, choose: Callable = statistics.median
+) -> float:
+    """Seconds of `function(*arguments)` until its result is ready, after `warm_up` calls that do not count.
 
     Of several, `choose` takes one: the median, or the least where other work on the machine should not show.
     """
-    for _ in range(2):
+    for _ in range(warm_up):
         jax.block_until_ready(function(*arguments))
     times = []
     for _ in range(repeats):
@@ -23,24 +29,53 @@ def seconds(function: Callable, *arguments, repeats: int = 7, choose: Callable =
     return choose(times)
 
 
+class BesideProducts(NamedTuple):
+    """A function's time, and what plain matrix products do in such a time."""
+
+    seconds: float
+    flops_per_second: float  # of products
+    flops: float  # that products do while the function runs
+
+
+def beside_products(function: Callable, dtype: str, repeats: int = 7) -> BesideProducts:
+    """Medians of `repeats` pairs: plain matrix products, then `function()`.
+
+    On a machine that is shared its products drift by half within minutes: what is compared follows each other at once.
+    """
+    products, flops = _products(dtype)
+    rates, times = [], []
+    for _ in range(2):
+        jax.block_until_ready(function())
+    for _ in range(repeats):
+        rates.append(flops / seconds(products, repeats=3))
+        times.append(seconds(function, repeats=1, warm_up=0))
+    pairs = [rate * time for rate, time in zip(rates, times, strict=True)]
+    return BesideProducts(*map(statistics.median, (times, rates, pairs)))
+
+
 def matmul_flops_per_second(dtype: str = "float32", size: int | None = None) -> float:
-    """Floating-point operations a second of plain square matrix products: the bound of everything dense.
+    """Floating-point operations a second of plain square matrix products: the bound of everything dense."""
+    products, flops = _products(dtype, size)
+    return flops / seconds(products, repeats=5)
+
+
+def _products(dtype, size=None):
+    """A function of plain square products, and its floating-point operations.
 
     `size` None is large enough to be at the peak: 2048 on a CPU, 8192 elsewhere, where several products follow each
     other so that starting them costs nothing. Float32 products are real ones: accelerators would round their inputs.
     """
     on_cpu = jax.default_backend() == "cpu"
     size, count = size or (2048 if on_cpu else 8192), 1 if on_cpu else 8
-    precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     a = jnp.full((size, size), 1 / size, dtype)
 
     @jax.jit
     def products(a, b):
         for _ in range(count):
-            b = jnp.matmul(a, b, precision=precision)
+            b = jnp.matmul(a, b, precision=precision(a))
         return b
 
-    return count * 2 * size**3 / seconds(products, a, a, repeats=5)
+    return functools.partial(products, a, a), count * 2 * size**3
 
 
 def bytes_per_second(tree) -> float:
