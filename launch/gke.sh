@@ -3,7 +3,7 @@
 # CLUSTER, ZONE, PROJECT and DEVICE (v5p-128, h100-80gb-8, …) come from the environment.
 #   ./launch/gke.sh image NAME                   builds the container, and pushes it as gcr.io/PROJECT/NAME
 #   ./launch/gke.sh cluster                      creates CLUSTER of SLICES slices, or of NODES GPU nodes; SPOT=1
-#   ./launch/gke.sh run NAME JOB ARGUMENTS       starts image NAME as JOB; ARGUMENTS of glm_jax.pretrain
+#   ./launch/gke.sh run NAME JOB ARGUMENTS       starts image NAME as JOB; ARGUMENTS as of launch/train.sh
 #   ./launch/gke.sh logs JOB | stop JOB | delete
 # STORAGE names an xpk storage (xpk storage attach) that all hosts mount; --workdir must lie on it.
 set -euo pipefail

@@ -2,7 +2,7 @@
 # A Cloud TPU slice of any number of hosts; --dry-run as first argument prints the commands instead.
 #   ./launch/tpu_vm.sh create NAME ZONE TYPE     TYPE such as v5litepod-16, v5p-128, v6e-64; SPOT=1 takes spot capacity
 #   ./launch/tpu_vm.sh install NAME ZONE         this commit, on all hosts; SHARE=10.0.0.2:/share is mounted at /mnt/share
-#   ./launch/tpu_vm.sh run NAME ZONE ARGUMENTS   of glm_jax.pretrain; --workdir must lie on a disk that all hosts share
+#   ./launch/tpu_vm.sh run NAME ZONE ARGUMENTS   as of launch/train.sh; --workdir must lie on a disk that all hosts share
 #   ./launch/tpu_vm.sh logs NAME ZONE            follows the log of the first host
 #   ./launch/tpu_vm.sh stop NAME ZONE            saves and stops; `run` goes on from there
 #   ./launch/tpu_vm.sh delete NAME ZONE

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "./launch/slurm.sh --dry-run": "tests/test_launch.py",
     "python -m glm_jax.prepare --config=configs/pretrain/quickstart.py --": "tests/data/test_beam.py",
     "python -m glm_jax.prepare --config=configs/pretrain/glm_10b.py": "needs Dataflow",
+    "source .venv/bin/activate": "launch/setup.sh",
     "./launch/quickstart.sh": "tests/test_launch.py, slow",
     "./launch/test.sh": "what runs this test",
     "ruff": ".ci/run",

@@ -128,6 +128,19 @@ def test_launchers_restart_on_the_code_of_a_stopped_run():
         assert pattern % hosts.RESTART in (ROOT / "launch" / script).read_text()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "verb"), [([], "pretrain"), (["pretrain"], "pretrain"), (["finetune"], "finetune")]
+)
+def test_train_starts_what_its_first_word_says(arguments, verb, tmp_path):
+    (tmp_path / "train.sh").write_text((ROOT / "launch" / "train.sh").read_text())
+    (tmp_path / "setup.sh").write_text(f"PATH={tmp_path}:$PATH\n")  # instead of an environment
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    command = ["bash", tmp_path / "train.sh", *arguments, "--workdir=runs/my run"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed == f"-m glm_jax.{verb} --workdir=runs/my run\n"
+
+
 def test_images_are_of_pythons_and_extras_that_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {"tpu", "cuda", "beam"} <= set(project["optional-dependencies"])
