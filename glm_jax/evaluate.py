@@ -10,7 +10,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m glm_jax.evaluate", description="Score a GLM on tasks, zero-shot.")
     parser.add_argument("--checkpoint", required=True, help="a run folder, a hub folder, or the original's")
     names = "SuperGLUE's (boolq, boolq:4 for pattern 4), a Python file that defines `task`, gigaword, cnn_dm, xsum, "
-    names += "cnn_dm_original, squad_generation, kjv_to_web, pairs:FOLDER, blank:RATIO, (lm, wikitext, lambada, choices):FILE"
+    names += "cnn_dm_original, squad_generation, kjv_to_web, pairs:FOLDER, blank:RATIO, "
+    names += "(lm, wikitext, lambada, choices):FILE"
     parser.add_argument("--tasks", required=True, help=f"comma-separated: {names}")
     parser.add_argument("--data", default="data", help="folder of SuperGLUE's folders, and of other tasks' files")
     parser.add_argument("--split", default="validation", help="train, validation or test")

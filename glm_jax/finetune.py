@@ -7,9 +7,7 @@ from glm_jax.cli import keep_freed_memory, log_to_stderr, one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/finetune/; --config.KEY=VALUE.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes it.")
-_HOSTS = flags.DEFINE_string(
-    "hosts", None, "auto (SLURM, TPU slices), slurm, tpu, off, or COORDINATOR:PORT,COUNT,INDEX."
-)
+_HOSTS = flags.DEFINE_string("hosts", None, "auto, slurm, tpu, off, or COORDINATOR:PORT,COUNT,INDEX (docs/launch.md).")
 _HOST_TIMEOUT = flags.DEFINE_float("host_timeout", None, "Seconds within which every host must arrive; 300 by default.")
 
 

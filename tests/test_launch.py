@@ -136,7 +136,7 @@ def test_train_starts_what_its_first_word_says(arguments, verb, tmp_path):
     (tmp_path / "setup.sh").write_text(f"PATH={tmp_path}:$PATH\n")  # instead of an environment
     (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    command = ["bash", tmp_path / "train.sh", *arguments, "--workdir=runs/my run"]
+    command = ["bash", tmp_path / "train.sh", *words, "--workdir=runs/my run"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed == f"-m glm_jax.{verb} --workdir=runs/my run\n"
 

@@ -2,8 +2,8 @@ r"""A small GLM from Wikipedia, for fine-tuning on topics of the world: words of
 
     python -m glm_jax.pretrain --config=configs/pretrain/enwik8.py --workdir=runs/enwik8
 
-Wants data/enwik8-articles.jsonl.xz, lines {"title": ..., "text": ...}: the 7,704 articles of enwik8 (the first 10^8 bytes of
-a dump of the English Wikipedia of 2006) as plain prose without markup, 52 MB, 11.7 M tokens of the vocabulary below.
+Wants data/enwik8-articles.jsonl.xz, lines {"title": ..., "text": ...}: the 7,704 articles of enwik8 (the first 10^8
+bytes of a dump of the English Wikipedia of 2006) without markup, 52 MB, 11.7 M tokens of the vocabulary below.
 Measured on two shared AMD EPYC cores (5,000 to 6,700 raw tokens a second): validation loss
 5.275 nats per target, where a unigram has 5.980, a bigram 5.704 and their interpolation 4.948. It is far from what
 the text could teach; a longer schedule is what it lacks. The schedule of the measured run was planned for 7,000 steps,
