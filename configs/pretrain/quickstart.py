@@ -3,7 +3,8 @@
     ./launch/quickstart.sh
 
 Measured on two AMD EPYC cores: 4 m 45 s (20,000 raw tokens a second, validation included), 5 m 45 s with the
-installation. Validation loss 4.238 nats per target, where a unigram has 5.892 and a bigram 5.115; on short blanks 4.087, 5.194 and 4.540.
+installation. Validation loss 4.238 nats per target, where a unigram has 5.892 and a bigram 5.115; on short blanks
+4.087, 5.194 and 4.540.
 """
 
 from glm_jax import config as defaults
