@@ -28,14 +28,17 @@ def main() -> None:
     log_to_stderr()
     with one_line_errors():
         from glm_jax.interop import load
+        from glm_jax.interop.pretrained import with_tokenizer
         from glm_jax.tasks import evaluation
         from glm_jax.tasks.baselines import baselines
         from glm_jax.tasks.classifier import with_head
         from glm_jax.tasks.task import find
 
+        names = [name.strip() for name in arguments.tasks.split(",")]
+        others = [name for name in names if name.partition(":")[0] not in evaluation.LANGUAGE]
+        found = {name: find(name, arguments.data) for name in others}  # a name in error shows before the work starts
         loaded = load(arguments.checkpoint, tokenizer=arguments.tokenizer)
-        if loaded.tokenizer is None:
-            raise ValueError(f"{arguments.checkpoint} has no tokenizer: name the folder of one with --tokenizer")
+        with_tokenizer(loaded.tokenizer, arguments.checkpoint, "--tokenizer")
         options = evaluation.Options(
             split=arguments.split, limit=arguments.limit, batch_size=arguments.batch_size,
             length=arguments.length or loaded.model.config.max_position_embeddings,
@@ -43,12 +46,12 @@ def main() -> None:
             head=arguments.head or ("cloze" if loaded.classifier is None else "classifier"),
         )  # fmt: skip
         results, params = [], with_head(loaded.params, loaded.classifier)
-        for name in map(str.strip, arguments.tasks.split(",")):
+        for name in names:
             results.append(evaluation.evaluate(loaded.model, params, loaded.tokenizer, name, options, arguments.data))
-            if arguments.baselines and name.partition(":")[0] not in evaluation.LANGUAGE:
-                results += baselines(find(name, arguments.data), options)
-        if arguments.out:
-            evaluation.write(results, arguments.out, arguments.checkpoint)
+            if arguments.baselines and name in found:
+                results += baselines(found[name], options)
+            if arguments.out:  # after every task: a later one that fails takes nothing away
+                evaluation.write(results, arguments.out, arguments.checkpoint)
     print(evaluation.table(results))
 
 

@@ -6,9 +6,15 @@ if [ "${1:-}" = --dry-run ]; then
   shift
 fi
 
+quoted() { # every word in quotes, as ${*@Q} of newer shells than macOS has
+  local word words=()
+  for word in "$@"; do words+=("'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"); done
+  printf '%s' "${words[*]-}"
+}
+
 run() {
   if [ -n "$DRY_RUN" ]; then
-    printf '%s\n' "${*@Q}"
+    printf '%s\n' "$(quoted "$@")"
   else
     "$@"
   fi

@@ -31,7 +31,7 @@ case $action in
   run)
     image=${1:?NAME is missing} job=${2:?JOB is missing}
     shift 2
-    command="launch/train.sh ${*@Q}"
+    command="launch/train.sh $(quoted "$@")"
     if [ "$extra" = cuda ]; then # xpk says there where a GPU host is in its job; TPU hosts know it themselves
       # shellcheck disable=SC2016
       command='GLM_JAX_HOSTS=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT,$NNODES,$NODE_RANK '$command

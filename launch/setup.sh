@@ -11,9 +11,14 @@ PYTHON=${PYTHON:-python3}
 }
 wanted="$("$PYTHON" --version) ${EXTRA:-} $(cksum requirements.txt pyproject.toml)"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+  if [ -d .venv ] && [ ! -f .venv/installed ]; then
+    echo "$PWD/.venv is not an environment of this script: move it away, or remove it." >&2
+    exit 1
+  fi
   echo "installing into $PWD/.venv (once)" >&2
   rm -rf .venv
   "$PYTHON" -m venv .venv
+  touch .venv/installed
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
   if [ -n "${EXTRA:-}" ]; then

@@ -34,7 +34,8 @@ case $action in
     run git archive --output="$archive" HEAD
     run gcloud compute tpus tpu-vm scp "$archive" "$name:glm_jax.tar.gz" --zone="$zone" --worker=all
     if [ -n "${SHARE:-}" ]; then
-      on all "sudo apt-get install -y nfs-common && sudo mkdir -p /mnt/share && sudo mount $SHARE /mnt/share"
+      on all "sudo apt-get -o DPkg::Lock::Timeout=300 install -y nfs-common && sudo mkdir -p /mnt/share && \
+{ mountpoint -q /mnt/share || sudo mount $SHARE /mnt/share; }"
     fi
     # The image's own Python is older than this project needs; uv brings one.
     on all "mkdir -p glm_jax && tar -xzf glm_jax.tar.gz -C glm_jax && python3 -m pip install --user --quiet uv && \
@@ -45,7 +46,7 @@ EXTRA=tpu PYTHON=\$(~/.local/bin/uv python find 3.12) bash -c '. launch/setup.sh
     # systemd keeps it when the connection ends, and starts it again after exit code 75.
     on all "sudo systemd-run --unit=glm_jax --collect --uid=\$(id -u) --working-directory=\$HOME/glm_jax \
 --setenv=HOME=\$HOME --setenv=EXTRA=tpu --setenv=PYTHON=\$(~/.local/bin/uv python find 3.12) \
---property=RestartForceExitStatus=75 --property=TimeoutStopSec=900 bash launch/train.sh ${*@Q}"
+--property=RestartForceExitStatus=75 --property=TimeoutStopSec=900 bash launch/train.sh $(quoted "$@")"
     ;;
   logs) on 0 'journalctl --unit=glm_jax --follow --lines=100 --output=cat' ;;
   stop) on all 'sudo systemctl stop glm_jax' ;;

@@ -32,8 +32,9 @@ DRY_RUNS = {
     "SHARE=10.0.0.2:/s TMPDIR=/tmp tpu_vm.sh install glm eu-1": [
         "git archive --output=/tmp/glm_jax.tar.gz HEAD",
         f"{TPU} scp /tmp/glm_jax.tar.gz glm:glm_jax.tar.gz --zone=eu-1 --worker=all",
-        f"{TPU} ssh glm --zone=eu-1 --worker=all '--command=sudo apt-get install -y nfs-common && "
-        "sudo mkdir -p /mnt/share && sudo mount 10.0.0.2:/s /mnt/share'",
+        f"{TPU} ssh glm --zone=eu-1 --worker=all '--command=sudo apt-get -o DPkg::Lock::Timeout=300 install "
+        "-y nfs-common && sudo mkdir -p /mnt/share && "
+        "{ mountpoint -q /mnt/share || sudo mount 10.0.0.2:/s /mnt/share; }'",
         f"{TPU} ssh glm --zone=eu-1 --worker=all \"--command=mkdir -p glm_jax && tar -xzf glm_jax.tar.gz -C glm_jax && "
         "python3 -m pip install --user --quiet uv && ~/.local/bin/uv python install 3.12 && cd glm_jax && "
         f"EXTRA=tpu {PYTHON} bash -c '. launch/setup.sh'\"",
@@ -136,7 +137,7 @@ def test_train_starts_what_its_first_word_says(arguments, verb, tmp_path):
     (tmp_path / "setup.sh").write_text(f"PATH={tmp_path}:$PATH\n")  # instead of an environment
     (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    command = ["bash", tmp_path / "train.sh", *words, "--workdir=runs/my run"]
+    command = ["bash", tmp_path / "train.sh", *arguments, "--workdir=runs/my run"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed == f"-m glm_jax.{verb} --workdir=runs/my run\n"
 

@@ -10,7 +10,7 @@ after 10 % of warm-up, rate 1e-5, weight decay 0.1. Not measured here with the r
 
 from glm_jax import config as defaults
 
-# pattern, epochs (of GLM-10B), examples a step
+# pattern, epochs, epochs of GLM-10B, examples a step
 TASKS = {
     "boolq": (4, 20, 24, 16),
     "cb": (3, 50, 100, 16),

@@ -5,10 +5,11 @@ import copy
 import importlib
 import importlib.util
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from glm_jax.data import text_files
 from glm_jax.data.errors import DataError
@@ -121,8 +122,11 @@ class TfdsCorpus:
         for name in self._splits.values():
             if name.split("[")[0] not in splits:
                 raise DataError(f"{self.name} has no split {name!r}; it has {', '.join(splits)}")
-        if self._splits["train"] == self._splits.get("validation"):
-            raise DataError(f"{self.name}: split {spec.train_split!r} is both trained and validated on")
+        if "validation" in self._splits and _share_examples(*self._splits.values(), splits):
+            raise DataError(
+                f"{self.name}: examples of {self._splits['train']!r} are both trained and validated on as "
+                f"{self._splits['validation']!r}; choose apart, such as 'train[:99%]' and 'train[99%:]'"
+            )
         if spec.text_key not in builder.info.features:
             raise DataError(
                 f"{self.name} has no field {spec.text_key!r}; it has {', '.join(builder.info.features)}: set text_key"
@@ -235,3 +239,13 @@ def _tfds_module(dataset: str) -> str | None:
             except ModuleNotFoundError:
                 continue
     return None
+
+
+def _share_examples(one: str, other: str, splits: Any) -> bool:
+    """Whether two TFDS splits, perhaps slices, have examples in common."""
+    from tensorflow_datasets.core import splits as tfds_splits
+
+    parts = [tfds_splits.AbstractSplit.from_spec(name).to_absolute(splits) for name in (one, other)]
+    return any(
+        a.splitname == b.splitname and max(a.from_, b.from_) < min(a.to, b.to) for a, b in itertools.product(*parts)
+    )

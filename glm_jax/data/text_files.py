@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import zlib
 from collections.abc import Iterator
 
 from glm_jax.data.errors import DataError
@@ -114,7 +115,7 @@ class TextFiles:
                 try:
                     for text in self._documents(path, lines):
                         yield text, (before + raw.tell()) / total
-                except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+                except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
                     raise DataError(f"{path}: the compressed file is damaged or cut off: {error}") from error
                 except Exception as error:
                     if type(error).__name__ == "ZstdError":

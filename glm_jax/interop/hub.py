@@ -70,10 +70,6 @@ def open_folder(folder: pathlib.Path) -> Source:
     tensors = plain_names(tensors, str(folder))
     drop_tied_head(tensors, notes)
     declared.setdefault("gelu", "exact")
-    if declared["gelu"] == "exact":
-        notes.append(
-            "exact GELU, as in the hub's code; the original trained with tanh, and gelu='tanh' gives its logits exactly"
-        )
     return Source("hub", folder, tensors, declared, notes=notes)
 
 

@@ -21,12 +21,6 @@ class LoadReport:
     tensors: dict[str, LazyTensor]
     notes: list[str]
 
-    @property
-    def dtype(self) -> np.dtype | None:
-        """The dtype of all tensors; None where they differ."""
-        dtypes = {tensor.dtype for tensor in self.tensors.values()}
-        return dtypes.pop() if len(dtypes) == 1 else None
-
     def summary(self) -> str:
         """One line."""
         count = sum(int(np.prod(tensor.shape)) for tensor in self.tensors.values())

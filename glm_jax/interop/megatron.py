@@ -53,7 +53,6 @@ def open_folder(folder: pathlib.Path) -> Source:
                 "the shards are of different checkpoints"
             )
     drop_tied_head(tensors, notes)
-    notes.append("GELU with tanh, as in the original's code")
     return Source("megatron", folder, tensors, {"gelu": "tanh"}, metadata, notes)
 
 

@@ -95,12 +95,17 @@ def open_model(
         opened = load_run(run, step, dtype)
         return opened.model, opened.params, opened.tokenizer
     model, params, found = from_pretrained(path, dtype or "float32", step=step, tokenizer=tokenizer)
-    if found is None:
+    return model, params, with_tokenizer(found, path, "tokenizer (--tokenizer)")
+
+
+def with_tokenizer(tokenizer: Tokenizer | None, path: str | os.PathLike, option: str) -> Tokenizer:
+    """The tokenizer of the checkpoint at `path`. Raises FormatError where there is none, naming what gives one."""
+    if tokenizer is None:
         raise FormatError(
-            f"{path} has no tokenizer: name the folder of its vocabulary (vocab.txt, vocab.json with merges.txt, or "
-            "*.model)"
+            f"{path} has no tokenizer: name a folder with its vocabulary (vocab.txt, vocab.json with merges.txt, or "
+            f"*.model) in {option}"
         )
-    return model, params, found
+    return tokenizer
 
 
 def load(
@@ -188,10 +193,17 @@ def _locate(path):
     return pathlib.Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
 
 
+_GELU = {
+    "tanh": "GELU with tanh, as in the original's code",
+    "exact": "exact GELU, as in the hub's code; the original trained with tanh, and gelu='tanh' gives its logits",
+}
+
+
 def _load_source(source: Source, dtype, param_dtype, mesh, rules, given):
     extra = {key: tensor for key, tensor in source.tensors.items() if extras.is_extra(key)}
     source.tensors = {key: tensor for key, tensor in source.tensors.items() if key not in extra}
     config = config_of(source, dtype=dtype, **given)
+    source.notes.append(_GELU[config.gelu])
     layout.check(config, source.tensors)
     odd = [f"{key} is {tensor.dtype}" for key, tensor in source.tensors.items() if str(tensor.dtype) not in FLOATS]
     if odd:
@@ -235,7 +247,8 @@ def _warn_of_collision(source, config):
     if source.kind != "megatron" or shape != (large.num_layers, large.hidden_size, large.vocab_size):
         return
     if source.tokenizer is not None and source.tokenizer.special.generation_mask != source.tokenizer.special.end:
-        note = "10b-chinese was trained with [gMASK] on <|endofpiece|>'s id: pass fix_command_token=False"
+        note = "10b-chinese was trained with [gMASK] on <|endofpiece|>'s id: pass fix_command_token=False "
+        note += "(convert --no-fix-command-token)"
         source.notes.append(note)
         logger.warning("%s: %s", source.path, note)
 

@@ -35,7 +35,8 @@ def baselines(task: AnyTask, options: Options, train_split: str = "train") -> li
     Raises TaskError for a split or an example that cannot be used.
     """
     if isinstance(task, Seq2SeqTask):
-        return [_copied(task, options)]
+        examples = read(task.source, options.split, options.limit)
+        return [_copied(task, examples, options)] if "source" in examples[0].fields else []
     if not isinstance(task, Task) or task.prompt.verbalizer is None or task.prompt.per_candidate:
         return []
     known, asked = read(task.source, train_split), read(task.source, options.split, options.limit)
@@ -58,10 +59,7 @@ def _text(task: Task, example: Example) -> str:
     return "".join(" " if isinstance(part, Mark) else part for part in parts)
 
 
-def _copied(task, options):
-    examples = read(task.source, options.split, options.limit)
-    if "source" not in examples[0].fields:
-        raise ValueError(f"{task.name} has no field 'source' that could be copied")
+def _copied(task, examples, options):
     texts, references = ([e.fields[name] for e in examples] for name in ("source", "target"))
     numbers = task.score([as_lines(text) for text in texts], [as_lines(text) for text in references])
     rows = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from glm_jax.tasks.prompts import Cloze
 from glm_jax.tasks.task import AnyTask, Prediction, Task, encoder_of, find, named_example
 from glm_jax.tasks.text_cleaning import detokenize_wikitext
 from glm_jax.tokenizers.base import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 LANGUAGE = ("lm", "wikitext", "lambada", "choices")
 
@@ -141,12 +144,19 @@ def result_of(
     options: Options,
     name: str | None = None,
 ) -> Result:
-    """The task's numbers from the scores of each example's candidates, and whether greedy decoding writes them."""
+    """The task's numbers from the scores of each example's candidates, and whether greedy decoding writes them.
+
+    Of a split without labels there are no numbers, only predictions.
+    """
     predictions = []
     for example, (values, greedy) in zip(examples, scores, strict=True):
         texts = tuple(task.prompt.texts(example.fields))
         predictions.append(Prediction(example, texts, tuple(values), _label(task, example), tuple(greedy)))
-    numbers = task.score(predictions)
+    try:
+        numbers = task.score(predictions)
+    except metrics.NoLabels:
+        logger.warning("%s, %s: no example has a label; the predictions are kept", task.name, options.split)
+        numbers = {}
     rows = [_row(p, options.split) for p in predictions]
     return Result(name or task.name, options.split, len(examples), numbers, rows)
 
@@ -267,9 +277,9 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _write_text(path, text):
+def _write_text(path, lines):
     with open(path + ".partial", "w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines(lines)
     os.replace(path + ".partial", path)
 
 
@@ -283,15 +293,12 @@ def write(results: Sequence[Result], folder: str, checkpoint: str) -> None:
     for result in results:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in result.task)
         names.append(safe if safe not in names else f"{safe}-{len(names)}")
-        path = os.path.join(folder, f"predictions-{names[-1]}.jsonl")
-        with open(path + ".partial", "w", encoding="utf-8") as file:
-            for row in result.predictions:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(path + ".partial", path)
+        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions)
+        _write_text(os.path.join(folder, f"predictions-{names[-1]}.jsonl"), rows)
         if result.predictions and "reference" in result.predictions[0]:
             for key, kind in (("prediction", "hypotheses"), ("reference", "references")):
                 lines = [" ".join(row[key].split()) + "\n" for row in result.predictions]
-                _write_text(os.path.join(folder, f"{kind}-{names[-1]}.txt"), "".join(lines))
+                _write_text(os.path.join(folder, f"{kind}-{names[-1]}.txt"), lines)
     summary = [
         {"task": r.task, "split": r.split, "examples": r.count, "checkpoint": checkpoint, **r.numbers} for r in results
     ]

@@ -9,6 +9,7 @@ import gzip
 import json
 import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -184,7 +185,7 @@ class open_text:
 
     def __exit__(self, kind, error, traceback):
         self._file.close()
-        if isinstance(error, UnicodeDecodeError | EOFError | gzip.BadGzipFile | lzma.LZMAError):
+        if isinstance(error, UnicodeDecodeError | EOFError | gzip.BadGzipFile | lzma.LZMAError | zlib.error):
             raise TaskError(f"{self._path}: not UTF-8, damaged or cut off: {error}") from error
 
 

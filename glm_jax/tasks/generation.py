@@ -14,7 +14,7 @@ from glm_jax.tasks import metrics
 from glm_jax.tasks.evaluation import Options
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.infilling import InfillingTask
-from glm_jax.tasks.seq2seq import Seq2SeqTask, encode_commands, encode_infilling, fill_in
+from glm_jax.tasks.seq2seq import Seq2SeqTask, encode_commands, encode_infilling, fill_in, fitted
 from glm_jax.tasks.task import named_example
 from glm_jax.tasks.text_cleaning import fix_blank
 from glm_jax.tokenizers.base import Tokenizer
@@ -33,6 +33,8 @@ def generate(
     Sequence to sequence decodes by the task's beams, infilling greedily, one blank after another. Raises TaskError for
     an example that cannot be encoded, ValueError for one that is longer than the model.
     """
+    if isinstance(task, Seq2SeqTask):
+        task = fitted(task, model.config)
     examples = read(task.source, options.split, options.limit)
     name = "text" if isinstance(task, InfillingTask) else "target"
     references = [example.fields[name] for example in examples]

@@ -86,7 +86,10 @@ def choice_source(path: str) -> Source:
             missing = {"inputs_pretokenized", "choices_pretokenized"} - set(record)
             if missing:
                 raise TaskError(f"{name}, line {number}: there is no field {sorted(missing)[0]!r}")
-            yield Example(f"{split}-{number}", record, record.get("label"))
+            label, count = record.get("label"), len(record["choices_pretokenized"])
+            if label is not None and (type(label) is not int or not 0 <= label < count):
+                raise TaskError(f"{name}, line {number}: label {label!r} must be a choice's number, 0 to {count - 1}")
+            yield Example(f"{split}-{number}", record, label)
 
     return source
 

@@ -15,6 +15,14 @@ import numpy as np
 
 from glm_jax.tasks.errors import TaskError
 
+
+class NoLabels(TaskError):
+    """There is nothing to score: a split whose labels are kept secret."""
+
+    def __init__(self):
+        super().__init__("no example has a label: there is nothing to score")
+
+
 _MOST_REPEATED, _SHORT_SENTENCE = 0.7, 4  # of `fix_summary`
 
 
@@ -46,6 +54,8 @@ def multirc(predictions: Sequence[Any]) -> dict[str, float]:
 
 def record(predictions: Sequence[Any]) -> dict[str, float]:
     """ReCoRD: best F1 of words, and exact match, against any right answer of the query."""
+    if not any(p.example.fields["answers"] for p in predictions):
+        raise NoLabels
     picked = [(p.example.fields["candidates"][p.choice], p.example.fields["answers"]) for p in predictions]
     return record_scores(picked)
 
@@ -57,7 +67,7 @@ def wsc(predictions: Sequence[Any]) -> dict[str, float]:
     """
     known = [p for p in predictions if p.example.fields.get("label") is not None]
     if not known:
-        raise TaskError("no example has a label: there is nothing to score")
+        raise NoLabels
     said = [p.choice == 0 if len(p.texts) > 1 else p.greedy[0] for p in known]
     return {"accuracy": 100 * _mean(s == p.example.fields["label"] for s, p in zip(said, known, strict=True))}
 
@@ -155,7 +165,7 @@ def fix_summary(text: str) -> str:
 def _labelled(predictions):
     known = [p for p in predictions if p.label is not None]
     if not known:
-        raise TaskError("no example has a label: there is nothing to score")
+        raise NoLabels
     return known
 
 

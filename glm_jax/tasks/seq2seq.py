@@ -3,11 +3,13 @@ the original's tasks/seq2seq). And infilling, where a text has many blanks (sect
 
 import dataclasses
 import json
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from glm_jax.model import GLMConfig
 from glm_jax.tasks import metrics
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import SPLITS, Example, Source, open_text, parallel
@@ -21,6 +23,8 @@ from glm_jax.tasks.text_cleaning import (
     fix_tokenization,
 )  # fmt: skip
 from glm_jax.tokenizers.base import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 Layout = Callable[[Tokenizer, Mapping[str, Any], int], list[int]]
 
@@ -70,6 +74,15 @@ class Seq2SeqTask:
         if training:
             target = [*encode_commands(tokenizer, " " + fields["target"]), special.end][: self.target_length]
         return assemble(special.start, context, [Answer(blanks[0], target)])
+
+
+def fitted(task: Seq2SeqTask, model: GLMConfig) -> Seq2SeqTask:
+    """The task with lengths that the model holds; its own where they fit."""
+    source, target = model.num_positions, model.num_positions - 2  # start and end token
+    if task.source_length > source or task.target_length > target:
+        logger.warning("%s: what is longer than the model's %d positions is cut", task.name, model.num_positions)
+    lengths = min(task.source_length, source), min(task.target_length, target)
+    return dataclasses.replace(task, source_length=lengths[0], target_length=lengths[1])
 
 
 def encode_commands(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -192,8 +205,12 @@ def xsum_source(folder: str) -> Source:
     """Reads {id}.summary, sections [SN]RESTBODY[SN] and [SN]FIRST-SENTENCE[SN]. Raises TaskError, naming the file."""
 
     def source(split):
-        with open_text(os.path.join(folder, "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json")) as file:
-            names = json.load(file)
+        listing = os.path.join(folder, "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json")
+        with open_text(listing) as file:
+            try:
+                names = json.load(file)
+            except ValueError as error:
+                raise TaskError(f"{listing} is not JSON: {error}") from error
         if split not in names:
             raise TaskError(f"XSum has no split {split!r}; it has {', '.join(names)}")
         for name in names[split]:
@@ -224,23 +241,23 @@ def squad_source(folder: str) -> Source:
         path = _file_of(folder, split, "json", validation="dev")
         with open_text(path) as file:
             try:
-                articles = json.load(file)["data"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise TaskError(f"{path} is not in SQuAD's format: {error}") from error
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    if not asked["answers"]:
-                        continue
-                    fields = {
-                        "context": paragraph["context"],
-                        "question": asked["question"],
-                        "answer": asked["answers"][0]["text"],
-                        "target": asked["question"],
-                    }
-                    yield Example(f"{split}-{asked['id']}", fields)
+                examples = [
+                    Example(f"{split}-{asked['id']}", _asked(paragraph["context"], asked))
+                    for article in json.load(file)["data"]
+                    for paragraph in article["paragraphs"]
+                    for asked in paragraph["qas"]
+                    if asked["answers"]
+                ]
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise TaskError(f"{path} is not in SQuAD's format: {error!r}") from error
+        return examples
 
     return source
+
+
+def _asked(context, asked):
+    question, answer = asked["question"], asked["answers"][0]["text"]
+    return {"context": context, "question": question, "answer": answer, "target": question}
 
 
 def infilling_source(folder: str) -> Source:
@@ -264,7 +281,9 @@ def blank_out(text: str, ratio: float, rng: random.Random) -> tuple[str, list[st
     words = text.split()
     count = int(ratio * len(words))
     if not 0 < ratio <= 1 or not count:
-        raise TaskError(f"mask ratio {ratio} takes no word of {len(words)}: {text[:60]!r}")
+        raise TaskError(
+            f"mask ratio {ratio} takes no word of {len(words)}: {text[:60]!r}; raise it, or leave short texts out"
+        )
     chosen = set(rng.sample(range(len(words)), count))
     kept: list[str] = []
     blanks: list[list[str]] = []
@@ -291,7 +310,8 @@ def encode_infilling(tokenizer: Tokenizer, text: str, answers: Sequence[str] | N
         raise TaskError(f"{len(answers or ())} answers for {len(columns)} blanks in {text[:60]!r}")
     if answers is None:
         return assemble(special.start, ids, [Answer(columns[0], None)])
-    filled = [[*encode_commands(tokenizer, answer), special.end] for answer in answers]
+    # A mask swallows the space before it, so the space belongs to the answer.
+    filled = [[*encode_commands(tokenizer, " " + answer), special.end] for answer in answers]
     return assemble(special.start, ids, [Answer(c, answer) for c, answer in zip(columns, filled, strict=True)])
 
 

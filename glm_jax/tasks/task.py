@@ -13,7 +13,7 @@ from glm_jax.tasks import metrics, patterns_more, patterns_superglue, seq2seq, s
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, Source, hub, jsonl, table, tfds
 from glm_jax.tasks.infilling import InfillingTask
-from glm_jax.tasks.prompts import MASK, P, Prompt, PromptEncoder, Q
+from glm_jax.tasks.prompts import MASK, P, Prompt, PromptEncoder, Q, label_name
 from glm_jax.tasks.seq2seq import Seq2SeqTask
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -191,7 +191,7 @@ def from_settings(settings: Mapping[str, Any]) -> Task:
     else:
         verbalizer = settings.get("verbalizer")
         if verbalizer is not None:
-            verbalizer = {str(label): word for label, word in dict(verbalizer).items()}
+            verbalizer = {label_name(label): word for label, word in dict(verbalizer).items()}
         field = settings.get("candidates")
         candidates = None if field is None else lambda e: [" " + text for text in e[field]]
         prompt = Prompt(written_pattern(settings["pattern"]), verbalizer, candidates)
@@ -216,6 +216,8 @@ def _source(name, settings):
     if suffix not in _READERS:
         raise TaskError(f"task {name}: {path} is none of {', '.join(_READERS)}")
     if "columns" in settings:
+        if suffix == ".jsonl":
+            raise TaskError(f"task {name}: columns are of tables, and {path} names its fields itself; leave them out")
         options["columns"] = settings["columns"]
     return _READERS[suffix](path, **options)
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from glm_jax.tokenizers.base import TokenizerError
 from glm_jax.tokenizers.released import Command, ReleasedTokenizer, number
+from glm_jax.tokenizers.sentencepiece_tokenizer import processor
 
 MODEL_FILE = "cog-pretrain.model"
 
@@ -22,7 +22,7 @@ class ChineseSentencePieceTokenizer(ReleasedTokenizer):
 
     def __init__(self, model: bytes, commands: Sequence[Command], vocab_multiple: int = 128):
         self._model = model
-        self._processor = _processor(model)
+        self._processor = processor(model)
         super().__init__(self._processor.get_piece_size(), commands, vocab_multiple)
 
     def __reduce__(self):
@@ -45,15 +45,6 @@ class ChineseSentencePieceTokenizer(ReleasedTokenizer):
         return cls((epath.Path(directory) / MODEL_FILE).read_bytes(), commands, vocab_multiple)
 
 
-def _processor(model):
-    import sentencepiece
-
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-        raise TokenizerError(f"the SentencePiece model is damaged: {error}") from error
-
-
 def chinese_commands(
     model: bytes, *, fix_command_token: bool = True, task_mask: bool = True, block_mask: bool = False
 ) -> list[Command]:
@@ -63,7 +54,7 @@ def chinese_commands(
       fix_command_token: as large-chinese was trained. False is 10b-chinese: there the original counted one id too few,
         so that [gMASK] has the id of <|endofpiece|>; use it with that model's original weights only.
     """
-    size = _processor(model).get_piece_size()
+    size = processor(model).get_piece_size()
     start = size + 6  # the original skips one id
     own = number(size, [("eos", "<|endoftext|>", False), ("sep", "[SEP]", False), ("ENC", "[CLS]", False),
                         ("MASK", "[MASK]", True), ("unk", "[UNK]", False)])  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -47,14 +48,12 @@ class SentencePieceTokenizer(Tokenizer):
     """
 
     def __init__(self, model: bytes, *, vocab_multiple: int = 128, special: SpecialTokens | None = None):
-        import sentencepiece
-
         if vocab_multiple < 1:
             raise TokenizerError(f"vocab_multiple must be at least 1, not {vocab_multiple}")
         self._model = model
         self.vocab_multiple = vocab_multiple
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._continuation = sentencepiece.SentencePieceProcessor(model_proto=_without_dummy_prefix(model))
+        self._processor = processor(model)
+        self._continuation = processor(_without_dummy_prefix(model))
         self._collapses_spaces = self._processor.encode("a  b") == self._processor.encode("a b")
         self.num_pieces = self._processor.get_piece_size()
         self.special = special or self._find_special()
@@ -134,6 +133,16 @@ class SentencePieceTokenizer(Tokenizer):
         model = (epath.Path(directory) / MODEL_FILE).read_bytes()
         special = SpecialTokens(**settings["special"])
         return cls(model, vocab_multiple=settings["vocab_multiple"], special=special)
+
+
+def processor(model: bytes) -> Any:
+    """What runs a serialised model. Raises TokenizerError for a damaged one."""
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise TokenizerError(f"the SentencePiece model is damaged: {error}; put the original file back") from error
 
 
 def _without_dummy_prefix(model: bytes) -> bytes:

@@ -15,9 +15,12 @@ from glm_jax import tokenizers
 from glm_jax.checkpoint import write_json_atomic
 from glm_jax.config import TUNABLE
 from glm_jax.interop import load
+from glm_jax.interop.pretrained import with_tokenizer
 from glm_jax.run_folder import RunFolder
 from glm_jax.tasks import evaluation
 from glm_jax.tasks.classifier import classes_of, with_head
+from glm_jax.tasks.errors import TaskError
+from glm_jax.tasks.task import Task
 from glm_jax.trainer import train
 from glm_jax.tuning.subject import FromCheckpoint, check_keys, score, tasks_of
 
@@ -56,8 +59,8 @@ def _one(config, workdir):
 def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
     """The subject of the run; completes `config` with the checkpoint's model and, for a classifier, its classes.
 
-    A run that has begun needs its own folder only. Raises FormatError for a checkpoint that cannot be read, ValueError
-    where it has no tokenizer.
+    A run that has begun needs its own folder only. Raises FormatError for a checkpoint that cannot be read or has no
+    tokenizer.
     """
     tasks = _checked_tasks(config)
     if folder.begun and folder.config.exists():
@@ -65,8 +68,7 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
         subject = FromCheckpoint(tokenizers.load(folder.tokenizer))
     else:
         loaded = load(config.init_from, tokenizer=config.tokenizer)
-        if loaded.tokenizer is None:
-            raise ValueError(f"init_from {config.init_from} has no tokenizer: name the folder of one in tokenizer")
+        with_tokenizer(loaded.tokenizer, config.init_from, "config.tokenizer")
         model = dataclasses.asdict(loaded.model.config)
         params = dict(loaded.params)
         if config.head == "classifier" and loaded.classifier is not None:
@@ -94,10 +96,18 @@ def _checked_tasks(config):
         raise ValueError(f"two tasks are named alike: {', '.join(task.name for task in tasks)}")
     for task in tasks:
         for split in {config.train_split, config.validation_split, config.test_split or config.validation_split}:
-            next(iter(evaluation.read(task.source, split, 1)))
+            first = evaluation.read(task.source, split, 1)[0]
+            if split == config.validation_split and isinstance(task, Task) and not _is_labelled(task, first):
+                raise TaskError(f"{task.name}: example {first.id} has no label; name a labelled validation_split")
     if config.head == "classifier":
         classes_of(tasks[0])
     return tasks
+
+
+def _is_labelled(task, example):
+    """Whether the task's score can use the example; the labels of ReCoRD and WSC are among its fields."""
+    known = (example.label, example.fields.get("label"), example.fields.get("answers"), task.prompt.target)
+    return any(value is not None for value in known)
 
 
 def _test(config, folder):

@@ -17,7 +17,7 @@ from glm_jax.tasks.examples import Example
 from glm_jax.tasks.infilling import InfillingTask
 from glm_jax.tasks.inputs import join
 from glm_jax.tasks.scoring import ClozeBatch, PackedRow, cloze_batch, pack
-from glm_jax.tasks.seq2seq import Seq2SeqTask
+from glm_jax.tasks.seq2seq import Seq2SeqTask, fitted
 from glm_jax.tasks.task import Task, encoder_of, named_example
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -150,8 +150,8 @@ def rows_of(
       head: "cloze" or "classifier".
       packed_length: tokens of a row that several examples share, of tasks whose answers are written; None: a row each.
 
-    Raises TaskError for an example without label, or that cannot be encoded, or is longer than `packed_length`;
-    ValueError for lengths beyond the model, and for a `packed_length` where candidates are scored.
+    Raises TaskError for an example without label, that cannot be encoded, or that is longer than the model or
+    `packed_length`; ValueError for a `packed_length` where candidates are scored.
     """
     pad = tokenizer.special.pad
     if packed_length is not None and (head == "classifier" or isinstance(task, Task)):
@@ -170,10 +170,15 @@ def rows_of(
         sizes = None
 
         def encode(example):
-            return _written(task.encode(tokenizer, example)), -1
+            encoded = named_example(example, task.encode, tokenizer, example)
+            try:
+                check_lengths(model.config, encoded.position_ids, encoded.block_position_ids)
+            except ValueError as error:
+                raise TaskError(f"example {example.id}: {error}") from error
+            return _written(encoded), -1
 
     else:
-        check_lengths(model.config, task.source_length - 1, task.target_length)
+        task = fitted(task, model.config)
         sizes = (task.source_length + task.target_length, task.target_length, 1)
 
         def encode(example):

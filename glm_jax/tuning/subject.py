@@ -15,6 +15,7 @@ from glm_jax.data.packing import Mixture
 from glm_jax.model import GLM
 from glm_jax.run_folder import BEST_OF_TASKS, parameters_of
 from glm_jax.tasks import evaluation
+from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, read
 from glm_jax.tasks.task import AnyTask, Task, find, from_settings
 from glm_jax.tokenizers.base import Tokenizer
@@ -162,6 +163,8 @@ def check_keys(config: ConfigDict) -> None:
         raise ValueError(f"{len(config.weights)} weights for {len(config.tasks)} tasks: give one each, or None")
     if config.head == "classifier" and len(config.tasks) > 1:
         raise ValueError("a classifier has the classes of one task: give one task, or use the head 'cloze'")
+    if config.head == "classifier" and config.loss != "cross_entropy":
+        raise ValueError(f"loss {config.loss!r} is of candidates; a classifier takes 'cross_entropy'")
     if config.few_shot is not None and config.few_shot < 1:
         raise ValueError(f"few_shot {config.few_shot}: give at least 1 example, or None for all")
     if not config.eval_batch_size >= 1:
@@ -174,9 +177,15 @@ def tasks_of(config: ConfigDict) -> list[AnyTask]:
     for task in config.tasks:
         given = isinstance(task, Mapping | ConfigDict)
         found = from_settings(dict(task)) if given else find(task, config.data.data_dir)
-        if config.length_penalty is not None:
+        if config.length_penalty is not None and isinstance(found, Task):
             found = dataclasses.replace(found, length_penalty=config.length_penalty)
         tasks.append(found)
+    penalties = {task.length_penalty for task in tasks if isinstance(task, Task)}
+    if len(penalties) > 1:
+        raise TaskError(
+            f"the tasks have length penalties {', '.join(map(str, sorted(penalties)))}, but are trained with one: set "
+            "length_penalty"
+        )
     return tasks
 
 
