@@ -1,7 +1,7 @@
 """Who sees whom in GLM, and the attention that obeys it.
 
 Part A (the first `prefix_length` tokens) is read in both directions; Part B is written left to right and sees all of
-Part A (Du et al. 2022, section 2.1). One integer a row says it all, so no mask is ever passed around.
+Part A (Du et al. 2022, section 2.1). One integer a row says it, and segments where texts share a row: no masks.
 """
 
 import functools

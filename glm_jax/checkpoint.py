@@ -322,6 +322,14 @@ def compare_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
     return sorted(key for key in saved | current if saved.get(key, missing) != current.get(key, missing))
 
 
+def config_value(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, as `compare_config` names them; "absent" where there is none."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part, "absent") if isinstance(value, Mapping) else "absent"
+    return value
+
+
 class _Manager(ocp.CheckpointManager):
     """Orbax's manager reads the metrics of every step when it opens; a step whose metrics are damaged has none here."""
 

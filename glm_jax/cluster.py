@@ -78,7 +78,8 @@ def _slurm(environment: Mapping[str, str]) -> Job | None:
     here = tasks[int(environment.get("SLURM_NODEID", 0))]
     gpus = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     devices = None
-    if here > 1 and len(gpus) > 1:  # the tasks of a node see the same GPUs: each takes its share
+    bound = "SLURM_GPUS_PER_TASK" in environment  # each task sees its own GPUs
+    if here > 1 and len(gpus) > 1 and not bound:  # the tasks of a node see the same GPUs: each takes its share
         share, local = len(gpus) // here, int(environment["SLURM_LOCALID"])
         if not share:
             raise ValueError(f"{here} tasks on a node with {len(gpus)} GPUs: start at most one task for each GPU")

@@ -74,7 +74,7 @@ def pretrain() -> ConfigDict:
 
     config.log_every = "100 steps"
     config.eval_every = "1000 steps"
-    config.eval_examples = 2048  # validation rows scored each time, from the first; None: all
+    config.eval_examples = 2048  # validation rows scored each time, spread evenly, in whole batches; None: all
     config.show_every = "1000 steps"  # the model fills blanks of held-out text
     config.checkpoint_every = "1000 steps"
     config.keep_last = 2

@@ -87,6 +87,10 @@ class CorruptionConfig:
             raise ValueError(
                 "random_position and sentinel_offset need max_position, the size of the position table - 1"
             )
+        if self.random_position and self.sentinel_offset is not None:
+            raise ValueError(
+                "sentinels stand at the last position, which random_position would shift: set one of them off"
+            )
         if self.short_sequence_prob and self.sentinel_offset is not None:
             raise ValueError(
                 "sentinels number the blanks of one text: set short_sequence_prob=0 or sentinel_offset=None"

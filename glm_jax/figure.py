@@ -53,5 +53,8 @@ def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) ->
             seen = "".join(".#"[int(known)] for known in sees[query])
             lines.append(f"{'A' if query < prefix else 'B'}{query:4d} {seen[:prefix]}|{seen[prefix:]}")
     else:
-        lines.append(f"who sees whom: query i sees columns 0 … max({prefix}, i + 1) - 1")
+        lines.append(
+            f"who sees whom: query i sees columns 0 … max({prefix}, i + 1) - 1"
+            + (" of its own text" if "segment_ids" in example else "")
+        )
     return "\n".join(lines)

@@ -11,12 +11,16 @@ def useful_flops(config, batch) -> float:
     again, the optimizer. `config` is a GLMConfig, `batch` a Batch on the host.
     """
     prefix = np.asarray(batch.prefix_lengths, np.float64)
-    targets = np.asarray(batch.target_weights > 0).sum(1).astype(np.float64)
+    is_target = np.asarray(batch.target_weights) > 0
+    targets = is_target.sum(1).astype(np.float64)
+    # Part B; targets of masked language modelling stand in Part A, where they see all of it.
+    written = (is_target & (np.asarray(batch.target_index) >= prefix[:, None])).sum(1).astype(np.float64)
     width, layers = config.hidden_size, config.num_layers
-    tokens = prefix + targets
-    pairs_a, pairs_b = visible_pairs(prefix, targets, batch.segment_ids)
+    tokens = prefix + written
+    pairs_a, pairs_b = visible_pairs(prefix, written, batch.segment_ids)
+    pairs_of_targets = pairs_b + (targets - written) * prefix
     dense = 24 * width**2 * tokens * (layers - 1) + (4 * tokens + 20 * targets) * width**2
-    attention = 4 * width * ((pairs_a + pairs_b) * (layers - 1) + pairs_b)
+    attention = 4 * width * ((pairs_a + pairs_b) * (layers - 1) + pairs_of_targets)
     vocabulary = 2 * width * config.vocab_size * targets
     return 3 * float((dense + attention + vocabulary).sum())
 

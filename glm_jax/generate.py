@@ -44,8 +44,14 @@ def main() -> None:
     options = {name: value for name, value in given.items() if name not in taken}
     if bool(given["prompts"]) != bool(given["output"]):
         parser.error("--prompts FILE and --output FILE belong together")
-    if "," in options["order"] or options["order"].isdigit():
-        options["order"] = tuple(map(int, options["order"].split(",")))
+    order = options["order"]
+    if order not in ("left-to-right", "right-to-left", "random"):
+        try:
+            options["order"] = tuple(map(int, order.split(",")))
+        except ValueError:
+            parser.error(f"--order {order!r}: give left-to-right, right-to-left, random, or numbers such as 2,0,1")
+    if given["interactive"] and given["num_answers"] != 1:
+        parser.error(f"--num-answers {given['num_answers']}: a conversation has one answer a line; leave it out")
     log_to_stderr()
     keep_freed_memory()
     with one_line_errors():

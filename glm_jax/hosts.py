@@ -49,7 +49,11 @@ def start(setting: str | None = None, timeout: float | None = None) -> None:
     import jax
 
     setting = setting or os.environ.get("GLM_JAX_HOSTS") or "auto"
-    timeout = timeout or float(os.environ.get("GLM_JAX_HOST_TIMEOUT") or DEFAULT_TIMEOUT)
+    given = os.environ.get("GLM_JAX_HOST_TIMEOUT") or DEFAULT_TIMEOUT
+    try:
+        timeout = timeout or float(given)
+    except ValueError:
+        raise ValueError(f"GLM_JAX_HOST_TIMEOUT = {given!r} must be a number of seconds, such as 300") from None
     job = cluster.find_job(setting, os.environ, timeout)
     if job is None or job.count == 1:
         return
@@ -132,7 +136,10 @@ def together(what: str, timeout: float | None = None) -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    told = exchange(what, "" if error is None else f"{type(error).__name__}: {error}", timeout)
+    try:
+        told = exchange(what, "" if error is None else f"{type(error).__name__}: {error}", timeout)
+    except HostError as lost:
+        raise error or lost from None  # what went wrong here comes first
     if error is not None:
         raise error
     failed = [f"{name(process)}: {text}" for process, text in enumerate(told) if text]
@@ -159,17 +166,21 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     """
     if _distributed().num_processes == 1:
         return
-    from glm_jax.checkpoint import compare_config
+    from glm_jax.checkpoint import compare_config, config_value
 
     text = json.dumps({**facts, **_software()}, sort_keys=True)
     hashes = exchange("comparing configs and versions", hashlib.sha256(text.encode()).hexdigest())
     if len(set(hashes)) == 1:
         return
     first, *others = map(json.loads, exchange("finding what differs", text))
+
+    def told(facts, key):
+        return json.dumps(config_value(facts, key))
+
     lines = []
     for process, other in enumerate(others, start=1):
         for key in compare_config(first, other)[:5]:
-            lines.append(f"{key} is {_at(other, key)} on {name(process)}, {_at(first, key)} on {name(0)}")
+            lines.append(f"{key} is {told(other, key)} on {name(process)}, {told(first, key)} on {name(0)}")
     raise HostError("hosts differ: " + "; ".join(lines[:8]) + ". Start all hosts with the same command and versions")
 
 
@@ -184,13 +195,6 @@ def _software() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {"versions": versions, "flags": {n: os.environ.get(n, "") for n in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}}
-
-
-def _at(facts: Mapping[str, Any], key: str) -> str:
-    value: Any = facts
-    for part in key.split("."):
-        value = value.get(part, "absent") if isinstance(value, dict) else "absent"
-    return json.dumps(value)
 
 
 def _distributed():

@@ -18,7 +18,7 @@ LAYERNORM_EPSILON = 1e-5  # fixed in the original
 
 
 class Embedding(nn.Module):
-    """A table [rows D]; an id outside it gives NaN, not the nearest row."""
+    """A table [rows D]; an id behind its last row gives NaN, not that row."""
 
     rows: int
     width: int

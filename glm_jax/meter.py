@@ -33,9 +33,9 @@ class Meter:
         self.peak_flops = chip and chip.flops * jax.device_count()
         self.restart()
 
-    def restart(self) -> None:
-        """Forgets what was measured; the clock starts now."""
-        self._metrics, self._times = [], []
+    def restart(self, untimed: int = 0) -> None:
+        """Forgets what was measured; the clock starts now. The next `untimed` steps are over: their loss counts."""
+        self._metrics, self._times, self._untimed = [], [], untimed
         self._began = self._last = time.perf_counter()
         self.stalled, self._excluded = 0.0, 0.0
 
@@ -49,8 +49,9 @@ class Meter:
         for name in ("loss", "grad_norm"):
             if not np.isfinite(metrics[name]):
                 raise NonFiniteError(
-                    f"{name} is {metrics[name]} at step {step}. The last checkpoint is intact: resume it with a lower "
-                    "schedule.peak, a longer warm-up or smaller max_grad_norm; nothing of this step was saved"
+                    f"{name} is {metrics[name]} at step {step}. The last checkpoint is intact; this step is not saved. "
+                    "Start another workdir with init_from set to this run, and a lower schedule.peak, a longer warm-up "
+                    "or a smaller max_grad_norm"
                 )
         self._metrics.append(metrics)
         now = time.perf_counter()
@@ -69,21 +70,21 @@ class Meter:
         the bfloat16 peak of all chips, whatever type the run computes in.
         """
         seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
-        steps = len(self._metrics)
+        times, timed = self._times[self._untimed :], self._metrics[self._untimed :]
         last = self._metrics[-1]
         sums = [m["sums"] for m in self._metrics]
         loss, weight = (np.sum([getattr(s, name) for s in sums], axis=0) for name in ("loss", "weight"))
-        raw = sum(float(s.raw_tokens) for s in sums)
+        raw = sum(float(m["sums"].raw_tokens) for m in timed)
         values: dict[str, float | None] = {
             "loss": float(loss.sum() / weight.sum()),
             "grad_norm": float(last["grad_norm"]),
             "learning_rate": float(last["learning_rate"]),
             "tokens_per_second": raw / seconds,
-            "seconds_per_step": seconds / max(steps, 1),
-            **{f"step_seconds_p{p}": float(np.percentile(self._times, p)) for p in _PERCENTILES},
+            "seconds_per_step": seconds / max(len(timed), 1),
+            **{f"step_seconds_p{p}": float(np.percentile(times, p)) for p in _PERCENTILES},
             "input_stall": self.stalled / seconds,
             "mfu": None,
-            "targets_per_token": float(weight.sum() / max(raw, 1)),
+            "targets_per_token": float(weight.sum() / max(sum(float(s.raw_tokens) for s in sums), 1)),
             "compilations": _compilations,
         }
         if self.peak_flops and self.flops_per_token:

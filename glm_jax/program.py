@@ -85,6 +85,11 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
     _check_batch(config)
     corruption = corruption_config(config)
     _check_masks(config.data.tokenizer, corruption)
+    if corruption.sentinel_offset is not None and not config.model.block_positions:
+        raise ValueError(
+            "corruption.sentinel_offset puts blanks at the last row of the position table, which a model without "
+            "block_positions does not have: set model.block_positions = True, or sentinel_offset = None"
+        )
     length = config.data.sequence_length
     corruption.capacity(length)
     check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
@@ -99,6 +104,11 @@ def check_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> tupl
     state_bytes = 12.0 * parameter_count(model)  # float32 parameters and two moments; the vocabulary comes later
     mesh = make_mesh(shape, devices, model.head_width, state_bytes)
     rules = sharding.RULES | dict(config.rules)
+    if shared := set(sharding.rule_axes("batch", rules)) & set(sharding.rule_axes("vocab", rules)):
+        raise ValueError(
+            f"the rules split both 'batch' and 'vocab' over {', '.join(sorted(shared))}: the head needs every row "
+            "beside every word; set one of them to other mesh axes, or to None"
+        )
     # A micro batch stays spread over all devices.
     sharding.local_batch_size(config.batch_size // config.accumulation, mesh, rules)
     return mesh, rules
@@ -147,8 +157,8 @@ def schedule_of(config: ConfigDict, rows: int | None = None) -> Schedule:
         )
     decay = steps(config.schedule.decay, name="schedule.decay", total_steps=total)
     warmup = steps(config.schedule.warmup, name="schedule.warmup", total_steps=decay)
-    if "%" in config.schedule.warmup:  # rounded up, it would be more than half of a run of a few steps
-        warmup = min(warmup, decay // 2)
+    if 2 * (warmup - 1) < decay < 2 * warmup:  # only rounded up is it more than half
+        warmup = decay // 2
     return Schedule(
         total=total,
         decay=decay,

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from glm_jax import sharding, tokenizers
-from glm_jax.checkpoint import Checkpointer, Restored, compare_config, write_json_atomic
+from glm_jax.checkpoint import Checkpointer, Restored, compare_config, config_value, write_json_atomic
 from glm_jax.config import model_config
 from glm_jax.heads import with_classifier
 from glm_jax.mesh import opened_mesh
@@ -100,7 +100,9 @@ class RunFolder:
                 raise RunFolderError(f"{self.config} is not JSON ({error}): choose another --workdir") from error
             keys = [k for k in compare_config(saved, current) if not k.startswith(FREE_KEYS)]
             if keys:
-                changes = "; ".join(f"{k}: {_at(saved, k)!r} there, {_at(current, k)!r} here" for k in keys)
+                changes = "; ".join(
+                    f"{k}: {config_value(saved, k)!r} there, {config_value(current, k)!r} here" for k in keys
+                )
                 raise RunFolderError(
                     f"{self.path} belongs to a run with another config ({changes}): "
                     "set these back to resume it, or choose another --workdir"
@@ -121,12 +123,6 @@ def agreed_keys(config: ConfigDict) -> dict:
         del values["data"][key]
     del values["compilation_cache"]
     return values
-
-
-def _at(config: dict, key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part, "absent") if isinstance(config, dict) else "absent"
-    return config
 
 
 def best_of(config: Mapping[str, Any]) -> tuple[str, str]:

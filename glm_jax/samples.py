@@ -25,12 +25,15 @@ def fill_held_out(model: GLM, params, tokenizer: Tokenizer, rows, *, count: int 
     config = CorruptionConfig(single_span_prob=1.0)
     index = np.arange(len(chosen), dtype=np.uint32)
     batch = jax.device_get(corrupt(jax.random.key(seed), tokens, lengths, index, config=config, special=special))
-    prompts = []
-    for row, n in zip(batch.tokens, batch.prefix_lengths, strict=True):
-        ids = tuple(map(int, row[:n]))
+    prompts, truths = [], []
+    for number, n in enumerate(batch.prefix_lengths):
+        ids = tuple(map(int, batch.tokens[number, :n]))
         blanks = tuple(column for column, token in enumerate(ids) if token in blank_ids(special))
-        prompts.append(Prompt(ids, blanks))
-    truths = [row[weights > 0][:-1] for row, weights in zip(batch.target_ids, batch.target_weights, strict=True)]
+        if blanks:  # a text of a few tokens may be shorter than every span
+            prompts.append(Prompt(ids, blanks))
+            truths.append(batch.target_ids[number][batch.target_weights[number] > 0][:-1])
+    if not prompts:
+        return "- the held-out texts are too short for a blank"
     keys = jax.random.split(jax.random.key(0), len(prompts))  # not used: greedy
     answers = Decoder(model, params, special).answer(prompts, Strategy(), max_new_tokens=16, keys=keys)
     lines = []

@@ -37,11 +37,9 @@ class Text:
     rows = staticmethod(lambda batch: Rows(**batch))
 
     def __init__(self, config: ConfigDict):
-        """Opens, and where necessary prepares, the text. Raises DataError, and ValueError where nothing is held out."""
-        self._config, self._dataset = config, data.load(config.data.to_dict())
+        """Opens, and where necessary prepares, the text. Raises DataError, also where nothing is held out."""
+        self._config, self._dataset = config, data.load(config.data.to_dict(), held_out=True)
         self.tokenizer, self.train_rows = self._dataset.tokenizer, self._dataset.train_rows
-        if self._dataset.validation_rows is None:
-            raise ValueError("nothing is held out: set validation_fraction, _split or _source of a corpus")
         for name, facts in self._dataset.statistics.items():
             train_part = facts["train"]
             logger.info(

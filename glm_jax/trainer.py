@@ -137,7 +137,8 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
                 logger.info("first step done %s after the start; it compiled", duration(time.perf_counter() - began))
                 if meter.peak_flops:
                     meter.flops_per_token = subject.flops_per_token(run, rows)
-                meter.restart()
+                if not due(step, schedule.log, schedule.total):  # else the line of this step says what compiling took
+                    meter.restart(untimed=1)
 
             log, evaluating, show, save = (
                 due(step, every, schedule.total)

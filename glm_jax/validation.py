@@ -47,8 +47,7 @@ def summarise(sums: Sums, prefix: str = "") -> dict[str, float]:
     used = [i for i in range(len(OBJECTIVES)) if weight[i].sum()]
     if len(used) > 1:
         means |= {f"{OBJECTIVES[i]}_loss": mean(i) for i in used}
-    if sums.correct:
-        means["accuracy"] = float(sums.correct / max(weight.sum(), 1))
+    means["accuracy"] = float(sums.correct / max(weight.sum(), 1))
     return {prefix + name: value for name, value in means.items()}
 
 

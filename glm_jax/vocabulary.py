@@ -124,11 +124,10 @@ def _local(hidden, table, ids, weights, *, smoothing, score, gradients, batch_ax
             d_hidden = jax.lax.psum(d_hidden, vocab_axes)
         d_hidden = d_hidden.reshape(*shape, width)
         d_table = jnp.swapaxes(d_table, 0, 1)
-        for axis in batch_axes:
-            if axis in scattered:
-                d_table = jax.lax.psum_scatter(d_table, axis, scatter_dimension=1, tiled=True)
-            else:
-                d_table = jax.lax.psum(d_table, axis)
+        for axis in scattered:  # in the order in which the parameter is split
+            d_table = jax.lax.psum_scatter(d_table, axis, scatter_dimension=1, tiled=True)
+        if others := tuple(axis for axis in batch_axes if axis not in scattered):
+            d_table = jax.lax.psum(d_table, others)
     return total, losses.reshape(shape), correct.reshape(shape) if score else None, d_hidden, d_table
 
 

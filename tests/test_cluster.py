@@ -37,6 +37,7 @@ def test_tasks_of_a_node_share_its_gpus():
     shared = SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
     assert find_job("slurm", shared, 1).local_devices == (2, 3)
     assert find_job("slurm", SLURM | {"CUDA_VISIBLE_DEVICES": "1"}, 1).local_devices is None  # bound by SLURM
+    assert find_job("slurm", shared | {"SLURM_GPUS_PER_TASK": "4"}, 1).local_devices is None  # likewise
     alone = shared | {"SLURM_STEP_TASKS_PER_NODE": "1,4,1", "SLURM_NODEID": "0"}
     assert find_job("slurm", alone, 1).local_devices is None
     crowded = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3(x2)", "SLURM_STEP_NODELIST": "a,b"}

@@ -121,3 +121,20 @@ def test_a_profile_writes_what_xprof_reads(tmp_path, caplog):
         profile.after(step, function(step))
         assert bool(list(tmp_path.rglob("*.xplane.pb"))) == (step >= 3)
     assert "trace of step 2 to 3: xprof" in caplog.text
+
+
+def test_steps_that_are_over_when_the_clock_starts_count_with_their_loss_only(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    measured = Meter()
+    now[0] = 60.0  # the first step compiled
+    measured.restart(untimed=1)
+    measured.add(1, _metrics())
+    for step in (2, 3):
+        now[0] += 2.0
+        measured.add(step, _metrics())
+    values = measured.close()
+    assert values["tokens_per_second"] == pytest.approx(200 / 4.0)
+    assert values["seconds_per_step"] == pytest.approx(2.0)
+    assert values["step_seconds_p50"] == pytest.approx(2.0)
+    assert values["targets_per_token"] == pytest.approx(18 / 300)

@@ -13,6 +13,8 @@ import pytest
 import tiny_run
 from kills import ROOT, assert_same_end, kill_at, losses
 
+from glm_jax import samples
+from glm_jax.data.errors import DataError
 from glm_jax.decoding import fill
 from glm_jax.meter import NonFiniteError
 from glm_jax.report import read_metrics
@@ -121,7 +123,7 @@ def test_three_kills_at_random_moments(corpus, attempt):
 def test_a_loss_that_is_no_number_stops_the_run(corpus):
     folder = corpus / "diverged"
     config = tiny_run.config(corpus, schedule__peak=1e38, schedule__warmup="6 steps", optimizer__max_grad_norm=None)
-    with pytest.raises(NonFiniteError, match=r"at step \d+\. The last checkpoint is intact"):
+    with pytest.raises(NonFiniteError, match=r"at step \d+\. The last checkpoint is intact.*Start another workdir"):
         train(config, str(folder))
     saved = folder / "checkpoints"
     for step in [p.name for p in saved.iterdir() if p.name.isdigit()]:
@@ -161,12 +163,34 @@ def test_the_folder_of_another_config_is_refused(finished, corpus):
         ({"optimizer__name": "adam"}, "choose from adamw"),
         ({"rules": (("vocabulary", None),), "batch_size": 0}, "batch_size 0"),
         ({"init_from": "/no/such/run"}, "no run folder"),
+        ({"rules": (("vocab", "fsdp"), ("embed", None))}, "rules split both 'batch' and 'vocab' over fsdp"),
+        ({"corruption__sentinel_offset": 5, "model__block_positions": False}, "without block_positions does not have"),
+        ({"corruption__sentinel_offset": 5, "corruption__random_position": True}, "sentinels stand at the last"),
+        ({"schedule__warmup": "80 %", "duration": "100 steps"}, "warmup of 80 steps is more than half"),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_compiles(corpus, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_run.config(corpus, **changes), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_corpus_of_which_nothing_is_held_out_is_refused_before_it_is_read(corpus, tmp_path):
+    config = tiny_run.config(corpus)
+    config.data.corpora = ({"source": str(corpus / "*.txt"), "validation_fraction": 0.0},)
+    config.data.data_dir = str(tmp_path / "data")
+    with pytest.raises(DataError, match=r"nothing of .*\.txt is held out"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_held_out_texts_that_are_too_short_for_a_blank_stop_nothing(finished):
+    run = load_run(finished[0])
+    row = {"tokens": np.full(48, run.tokenizer.special.pad, np.int32), "length": 1}
+    row["tokens"][0] = run.tokenizer.special.cls
+    rows = type("Rows", (list,), {"sequence_length": 48})([row] * 6)
+    shown = samples.fill_held_out(run.model, run.params, run.tokenizer, rows)
+    assert shown == "- the held-out texts are too short for a blank"
 
 
 def test_a_missing_init_from_is_found_before_the_text_is_tokenised(corpus, tmp_path):

@@ -108,12 +108,14 @@ def on_meshes():
 
     compiled = jax.value_and_grad(fused, argnums=(0, 1), has_aux=True)
     expected, found = compiled(hidden, table), {}
-    for data, fsdp, tensor in ((4, 1, 2), (1, 4, 2), (2, 2, 2), (1, 1, 8)):
+    for data, fsdp, tensor, embed in (
+        (4, 1, 2, "fsdp"), (1, 4, 2, "fsdp"), (2, 2, 2, "fsdp"), (1, 1, 8, "fsdp"), (2, 2, 2, ("fsdp", "data")),
+    ):  # fmt: skip
         mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
-        with jax.set_mesh(mesh), sharding.logical_axis_rules():
+        with jax.set_mesh(mesh), sharding.logical_axis_rules(sharding.RULES | {"embed": embed}):
             result = jax.jit(compiled)(hidden, table)
         differences = jax.tree.map(lambda a, b: float(jnp.abs(a * 1.0 - b * 1.0).max()), result, expected)
-        found[f"{data}x{fsdp}x{tensor}"] = max(jax.tree.leaves(differences))
+        found[f"{data}x{fsdp}x{tensor}, embed over {embed}"] = max(jax.tree.leaves(differences))
     print("FOUND", json.dumps(found))
 
 
@@ -124,5 +126,5 @@ def test_every_device_has_its_rows_and_words():
     done = subprocess.run(command, env=env | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.split("FOUND ")[1])
-    assert len(found) == 4
+    assert len(found) == 5
     assert max(found.values()) < 2e-5, found

@@ -245,7 +245,12 @@ def _share_examples(one: str, other: str, splits: Any) -> bool:
     """Whether two TFDS splits, perhaps slices, have examples in common."""
     from tensorflow_datasets.core import splits as tfds_splits
 
-    parts = [tfds_splits.AbstractSplit.from_spec(name).to_absolute(splits) for name in (one, other)]
+    def ranges(name):
+        for part in tfds_splits.AbstractSplit.from_spec(name).to_absolute(splits):
+            end = splits[part.splitname].num_examples if part.to is None else part.to
+            yield part.splitname, range(part.from_ or 0, end)
+
     return any(
-        a.splitname == b.splitname and max(a.from_, b.from_) < min(a.to, b.to) for a, b in itertools.product(*parts)
+        a == b and max(first.start, second.start) < min(first.stop, second.stop)
+        for (a, first), (b, second) in itertools.product(ranges(one), ranges(other))
     )

@@ -52,6 +52,7 @@ def load(
     *,
     tokenizer: Tokenizer | None = None,
     report: Callable[[str], None] | None = None,
+    held_out: bool = False,
 ) -> Dataset:
     """Opens the corpora, trains or loads the tokenizer, tokenises what is not yet tokenised, and lays out the rows.
 
@@ -61,14 +62,18 @@ def load(
       spec: what to load: a DataSpec, or a dict or ConfigDict for `DataSpec.from_dict`.
       tokenizer: takes the place of `spec.tokenizer`.
       report: receives progress lines; the default writes them to stderr.
+      held_out: whether something must be held out.
 
     Raises:
-      DataError: an option, a corpus or the disk is at fault.
+      DataError: an option, a corpus or the disk is at fault, or nothing is held out.
       TokenizerError: the tokenizer cannot be trained or read.
     """
     spec = spec if isinstance(spec, DataSpec) else DataSpec.from_dict(spec)
     data_dir = os.path.expanduser(spec.data_dir)
     corpora = [open_corpus(corpus, data_dir) for corpus in spec.corpora]
+    if held_out and not any(corpus.has_validation() for corpus in corpora):
+        names = ", ".join(corpus.name for corpus in corpora)
+        raise DataError(f"nothing of {names} is held out: set validation_fraction, _split or _source of a corpus")
     tokenizer = tokenizer or load_tokenizer(spec.tokenizer, corpora, data_dir)
     train, validation, statistics, stores = [], {}, {}, []
     weights = [corpus.weight for corpus in spec.corpora]
@@ -83,10 +88,10 @@ def load(
             validation[corpus.name] = _contiguous(spec, store, tokenizer)
             described["validation"] = _describe(store, validation[corpus.name])
         statistics[corpus.name] = described
-    held_out = list(validation.values())
+    parts = list(validation.values())
     return Dataset(
         train_rows=packing.Mixture(train, weights) if len(train) > 1 else train[0],
-        validation_rows=packing.ConcatenatedRows(held_out) if len(held_out) > 1 else (held_out or [None])[0],
+        validation_rows=packing.ConcatenatedRows(parts) if len(parts) > 1 else (parts or [None])[0],
         validation_by_corpus=validation,
         tokenizer=tokenizer,
         statistics=statistics,

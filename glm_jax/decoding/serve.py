@@ -53,6 +53,8 @@ def answer_file(
     Raises PromptError for a malformed line, naming it, before anything is answered, and for a `target` whose lines
     belong to other prompts.
     """
+    if batch_size < 1:
+        raise PromptError(f"batch_size {batch_size}: give at least 1")
     source, target = pathlib.Path(source), pathlib.Path(target)
     records = _read_prompts(source)
     done = _answered(target, records)
@@ -93,6 +95,8 @@ def _read_prompts(path) -> list[dict]:
             raise PromptError(f"{path}:{number} is not JSON ({error})") from None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
             raise PromptError(f'{path}:{number} has no prompt: a line looks like {{"prompt": "… [MASK] …"}}')
+        if taken := sorted({"text", "answers", "scores", "alternatives"} & set(record)):
+            raise PromptError(f"{path}:{number} has the key {taken[0]!r}, under which the result is written: rename it")
         records.append(record)
     if not records:
         raise PromptError(f"{path} holds no prompt")
@@ -156,7 +160,7 @@ def converse(
 
 
 def _with_answers(line, answers) -> str:
-    for number in range(len(answers)):
+    for number in range(sum(line.count(word) for word in MASK_WORDS)):
         at, word = min((line.find(word), word) for word in MASK_WORDS if word in line)
         line = line[:at] + answers.get(number, "").strip() + line[at + len(word) :]
     return line

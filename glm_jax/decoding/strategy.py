@@ -27,7 +27,7 @@ class Strategy:
     num_beams: beams of a beam search; 1 for none.
     length_penalty: λ of a hypothesis's value (sum of log-probabilities) / length^λ; 0 compares sums.
     min_new_tokens: the end token is banned before.
-    no_repeat_ngram: no n-gram occurs twice in the answers to a prompt; 0 allows all.
+    no_repeat_ngram: no n-gram occurs twice in the answers to a prompt, or, of beams, in one answer; 0 allows all.
     forbidden: ids that are never chosen.
     """
 

@@ -21,9 +21,8 @@ from glm_jax import program, sharding
 from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
 from glm_jax.corruption import corrupt
 from glm_jax.flops import useful_flops
-from glm_jax.model import GLMConfig, parameter_count
+from glm_jax.model import parameter_count
 from glm_jax.planning import chips, hlo, topologies
-from glm_jax.planning.topologies import PlanningError
 from glm_jax.train_step import Rows
 
 HEADROOM = 0.1  # of HBM that should stay free: fragmentation, and what the runtime keeps for itself
@@ -83,13 +82,17 @@ def abstract_rows(config: ConfigDict, mesh: Any, rules: sharding.Rules) -> Rows:
     )
 
 
+# Rows of the released vocabularies, padded.
+_RELEASED = {"bert": 30592, "roberta": 50304, "gpt2": 50304, "chinese": 50048}
+
+
 def vocabulary_size(config: ConfigDict) -> int:
-    """V of the run, before its tokenizer exists: the model's, else the named size's, else the tokenizer's to be."""
+    """V of the run, before its tokenizer exists: the model's, else the released vocabulary's, or that to be trained."""
     if config.model.vocab_size is not None:
         return config.model.vocab_size
-    if config.model.size is not None:
-        return GLMConfig.named(config.model.size).vocab_size
     tokenizer = config.data.tokenizer
+    if tokenizer.vocabulary is not None:
+        return _RELEASED[tokenizer.vocabulary]
     return -(-tokenizer.vocab_size // tokenizer.vocab_multiple) * tokenizer.vocab_multiple
 
 
@@ -256,6 +259,3 @@ def wanted_bytes(message: str, arguments: float, limit: float) -> float:
 def bytes_on_a_chip(tree: Any) -> int:
     """Bytes that one chip holds of a tree of arrays or shapes with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-__all__ = ["Compiled", "PlanningError", "compile_step", "describe", "plan"]

@@ -69,7 +69,6 @@ class Collective:
     payload: float  # of the whole array
     groups: tuple[tuple[int, ...], ...]  # partition numbers; one group stands for all when they are alike
     times: float
-    scope: str  # where in the program it comes from
     shapes: tuple[tuple[int, ...], ...]  # of the whole arrays, as this chip ends up with them
 
 
@@ -230,7 +229,6 @@ class _Module:
         factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
         if kind == "all-reduce" and _scattered(body, instruction):
             kind, factor = "reduce-scatter", share
-        scope = re.search(r'op_name="([^"]*)"', instruction.attributes)
         self.result.collectives.append(
             Collective(
                 kind=kind,
@@ -238,7 +236,6 @@ class _Module:
                 payload=payload,
                 groups=groups,
                 times=times,
-                scope=scope[1] if scope else instruction.name,
                 shapes=tuple(array.dims for array in results),
             )
         )

@@ -97,6 +97,19 @@ def test_tfds_without_a_validation_split_holds_documents_out(tiny):
             {"source": "tfds:tiny_text/split", "text_key": "body", "train_split": "validation"},
             "both trained and validated",
         ),
+        (
+            {"source": "tfds:tiny_text/whole", "text_key": "body", "validation_split": "train[99%:]"},
+            r"examples of 'train' are both trained and validated on as 'train\[99%:\]'",
+        ),
+        (
+            {
+                "source": "tfds:tiny_text/whole",
+                "text_key": "body",
+                "train_split": "train[:60%]",
+                "validation_split": "train[50%:]",
+            },
+            "both trained and validated",
+        ),
         ({"source": "tfds:no_such_text"}, "knows no dataset 'no_such_text'"),
         (
             {"source": "tfds:wikipedia/20230601.en"},

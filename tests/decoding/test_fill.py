@@ -145,6 +145,7 @@ def test_a_file_of_prompts_goes_on_where_it_stopped(model, tmp_path):
         ('{"text": "a [MASK]"}\n', "in.jsonl:1 has no prompt"),
         (b'{"prompt": "\xff [MASK]"}\n', "in.jsonl:1 is not JSON"),
         ("\n\n", "holds no prompt"),
+        ('{"prompt": "a [MASK]", "answers": ["b"]}\n', "in.jsonl:1 has the key 'answers', under which the result is"),
     ],
 )
 def test_malformed_files_of_prompts_are_refused(model, tmp_path, text, says):
@@ -162,6 +163,15 @@ def test_answers_to_other_prompts_are_not_touched(model, tmp_path):
     with pytest.raises(PromptError, match="answers another prompt"):
         serve.answer_file(*model, source, target)
     assert target.read_text() == '{"prompt": "something else"}\n'
+
+
+def test_a_file_takes_at_least_one_prompt_at_once(model, tmp_path):
+    with pytest.raises(PromptError, match="batch_size 0: give at least 1"):
+        serve.answer_file(*model, tmp_path / "in.jsonl", tmp_path / "out.jsonl", batch_size=0)
+
+
+def test_an_empty_answer_leaves_no_blank_in_the_history():
+    assert serve._with_answers("ba [MASK] de [sMASK].", {1: " la"}) == "ba  de la."
 
 
 def test_a_conversation_shows_tokens_and_survives_mistakes(model):

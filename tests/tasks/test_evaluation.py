@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 
 import jax
 import pytest
 from flax.core import meta
 from golden import DATA, ROOT, Words, needs_data
 
+from glm_jax import evaluate
 from glm_jax.model import GLM, GLMConfig, initial_parameters
 from glm_jax.tasks import evaluation
 from glm_jax.tasks.errors import TaskError
@@ -62,6 +64,31 @@ def test_the_task_of_the_docs(model, tmp_path, monkeypatch):
     write(tmp_path / "data/reviews/test.jsonl", [{"body": "x", "sentiment": "negative"}])
     with pytest.raises(TaskError, match="example test-1: the pattern asks for 'text', but the fields are body"):
         run(model, "reviews.py", Options(split="test"))
+
+
+def test_a_split_without_labels_keeps_its_predictions(model, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "BoolQ/test.jsonl", [{"question": "is it", "passage": "a b", "idx": i} for i in range(3)])
+    result = run(model, "boolq", Options(split="test"), data_dir=str(tmp_path))
+    assert (result.count, result.numbers, len(result.predictions)) == (3, {}, 3)
+    assert "boolq, test: no example has a label" in caplog.text
+    evaluation.write([result], "out", "runs/x")
+    assert len((tmp_path / "out/predictions-boolq.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_name_in_error_is_found_before_anything_is_opened(monkeypatch):
+    command = ["evaluate", "--checkpoint", "no/such/run", "--tasks", "lambada:x.jsonl,boolqq"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="'boolqq' is no SuperGLUE task"):
+        evaluate.main()
+
+
+def test_labels_of_choices_are_numbers_of_choices(model, tmp_path):
+    row = {"inputs_pretokenized": "a [MASK]", "choices_pretokenized": ["b", "c"]}
+    for label in ("1", 2, -1):
+        path = write(tmp_path / "choices.jsonl", [{**row, "label": label}])
+        with pytest.raises(TaskError, match=r"line 1: label .* must be a choice's number, 0 to 1"):
+            run(model, f"choices:{path}")
 
 
 def test_language_modelling(model, tmp_path):

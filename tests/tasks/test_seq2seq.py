@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001 (Chinese punctuation)
 
+import dataclasses
 import json
 import pathlib
 import random
@@ -10,12 +11,14 @@ import pytest
 from golden import Words, assert_equal, load, needs_vocabularies, tokenizer
 
 from glm_jax.data.bible import HELD_OUT_BOOKS
+from glm_jax.model import GLMConfig
 from glm_jax.tasks import baselines, generation, seq2seq
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.evaluation import Options
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.infilling import InfillingTask
 from glm_jax.tasks.task import find
+from glm_jax.tokenizers import sentencepiece_tokenizer
 
 RECORDS = load("seq2seq_samples.json")
 NAMES = {"ids": "text", "sep": "attention_mask", "targets": "target"}
@@ -131,6 +134,30 @@ def test_infilling_errors():
         seq2seq.encode_infilling(Words(), "a [MASK] b [MASK]", ["x"])
     with pytest.raises(TaskError, match="1 answers for 2 blanks"):
         seq2seq.fill_in("a [MASK] b [MASK]", ["x"])
+
+
+def test_infilled_words_keep_the_space_that_their_mask_swallowed():
+    """The targets of "a [MASK] d", filled with "b c", are what the vocabulary makes of " b c"."""
+    texts = [" ".join(random.Random(i).choices(["mercy", "merciful", "shower", "bread"], k=40)) for i in range(20)]
+    tokens = sentencepiece_tokenizer.train(texts, vocab_size=285, max_chunks=None)
+    encoded = seq2seq.encode_infilling(tokens, "bread [MASK] shower", ["merciful mercy"])
+    targets = [t for t, weight in zip(encoded.target_ids, encoded.target_weights, strict=True) if weight]
+    assert targets == [*tokens.encode_continuation(" merciful mercy"), tokens.special.end]
+    assert targets != [*tokens.encode_continuation("merciful mercy"), tokens.special.end]
+
+
+def test_lengths_that_the_model_does_not_hold_are_cut():
+    task = seq2seq.pairs("mine", "nowhere")
+    small = GLMConfig(1000, 1, 16, 2, 64)
+    assert dataclasses.astuple(seq2seq.fitted(task, small))[3:5] == (65, 63)
+    assert seq2seq.fitted(task, GLMConfig(1000, 1, 16, 2, 1024)) == task
+
+
+@pytest.mark.parametrize("content", ['{"data": [{"paragraphs": [{"qas": []}, {"context": "a"}]}]}', '{"data"', "[]"])
+def test_squad_files_of_another_form_are_named(tmp_path, content):
+    (tmp_path / "train.json").write_text(content)
+    with pytest.raises(TaskError, match=r"train.json is not in SQuAD's format"):
+        read(seq2seq.squad_source(str(tmp_path)), "train")
 
 
 def test_source_and_target_lengths():

@@ -51,6 +51,7 @@ def test_from_settings(settings):
     [({"verbaliser": {}}, "unknown key 'verbaliser' in a task; the keys are candidates"),
      ({"prompt": "boolq"}, "either a pattern or the name of a prompt"), ({"score": "bleu"}, "no score 'bleu'; there"),
      ({"tfds": "x"}, "one of path, tfds and hub, not path and tfds"), ({"path": "x.parquet"}, "none of .jsonl"),
+     ({"columns": ["text"]}, "columns are of tables"),
      ({"name": ""}, "needs a name"), ({"verbalizer": None}, "either a verbalizer or candidates")],
 )  # fmt: skip
 def test_bad_settings(settings, change, message):
@@ -74,3 +75,10 @@ def test_find(tmp_path, settings):
     file.write_text("tusk = 1\n")
     with pytest.raises(TaskError, match="defines no `task`"):
         find(str(file))
+
+
+def test_labels_that_are_true_or_false(settings, tmp_path):
+    rows = [{"text": "good film", "label": True}, {"text": "bad film", "label": False}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = from_settings({**settings, "verbalizer": {False: " bad", True: " good"}})
+    assert [task.prompt.label_index(e.label, e.fields) for e in read(task.source, "test")] == [1, 0]

@@ -317,6 +317,7 @@ def test_patience_ends_a_run(place):
         ({"loss": "crossentropy"}, "unknown loss 'crossentropy'; known: cross_entropy"),
         ({"head": "cls"}, "unknown head 'cls'"),
         ({"tasks": ()}, "tasks is empty"),
+        ({"head": "classifier", "loss": "hinge"}, "loss 'hinge' is of candidates"),
         ({"weights": (1.0, 2.0)}, "2 weights for 1 tasks"),
         ({"few_shot": 1000}, "few_shot 1000 of 24 examples"),
         ({"few_shot": 0}, "few_shot 0"),
@@ -348,3 +349,19 @@ def test_a_label_outside_the_verbalizer_names_its_example(place, tmp_path):
         (tmp_path / f"{split}.jsonl").write_text('{"text": "ba", "label": 0}\n{"text": "de", "label": 7}\n')
     with pytest.raises(TaskError, match=r"example train-2: label 7 is not in the verbalizer, which knows 0, 1"):
         fine_tune(config(place, {**TOPICS, "path": str(path)}), str(tmp_path / "run"))
+
+
+def test_a_validation_split_without_labels_is_refused(place, tmp_path):
+    for split, row in (("train", {"text": "ba", "label": 0}), ("validation", {"text": "ba", "label": None})):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(TaskError, match="topics: example validation-1 has no label; name a labelled validation_split"):
+        fine_tune(config(place, {**TOPICS, "path": str(tmp_path / "{split}.jsonl")}), str(tmp_path / "run"))
+
+
+def test_a_text_to_fill_that_is_longer_than_the_model_is_named(place, tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.txt").write_text("ba de fi\n" + "ba " * 500 + "\n")
+    config_ = config(place, "blank:0.4")
+    config_.data.data_dir = str(tmp_path)
+    with pytest.raises(TaskError, match=r"example train-1: position_ids reach from 0 to \d+, but the table holds"):
+        fine_tune(config_, str(tmp_path / "run"))
