@@ -21,6 +21,7 @@ from glm_jax.benchmarks import input as input_
 from glm_jax.corruption import CorruptionConfig
 from glm_jax.flops import useful_flops
 from glm_jax.model import GLM, GLMConfig, initial_parameters
+from glm_jax.planning.estimate import vocabulary_size
 from glm_jax.sharding import unbox
 from glm_jax.train_step import Rows, blank_infilling, make_corrupt
 
@@ -31,12 +32,26 @@ def test_useful_flops_worked_by_hand():
     """One layer of width 2, ffn 8, vocabulary 10; Part A 3 tokens, Part B 2 targets."""
     config = GLMConfig(vocab_size=10, num_layers=1, hidden_size=2, num_heads=1, max_position_embeddings=8)
     weights = np.array([[1.0, 1.0, 0.0]])
-    batch = Batch(*[None] * 3, np.array([3]), None, None, weights, None, None)
+    batch = Batch(*[None] * 3, np.array([3]), np.array([[3, 4, 0]]), None, weights, None, None)
     keys_values = 5 * 2 * 2 * (2 * 2)  # 5 tokens: two products of 2 x 2
     at_targets = 2 * 2 * (2 * 2 + 2 * 2 + 2 * 8 + 8 * 2)  # 2 targets: query, projection, up, down
     attention = (4 + 5) * 2 * 2 * 2  # visible pairs of the targets: score and weighted sum
     vocabulary = 2 * 2 * 2 * 10
     assert useful_flops(config, batch) == 3 * (keys_values + at_targets + attention + vocabulary)
+
+
+def test_masked_words_are_no_part_b():
+    """Of masked language modelling the rows are as long as their text, and targets see all of it."""
+    config = GLMConfig(100, 2, 8, 2, 64)
+    one = np.zeros((1, 10), np.int32)
+    masked = Batch(
+        tokens=one, position_ids=one, block_position_ids=one, prefix_lengths=np.array([10]),
+        target_index=np.array([[3, 7]]), target_ids=one[:, :2], target_weights=np.ones((1, 2)),
+        target_source=one[:, :2], objective=np.array([0]),
+    )  # fmt: skip
+    dense = 24 * 8**2 * 10 + (4 * 10 + 20 * 2) * 8**2
+    attention = 4 * 8 * (10**2 + 2 * 10)
+    assert useful_flops(config, masked) == 3 * (dense + attention + 2 * 8 * 100 * 2)
 
 
 def test_corruption_benchmark_measures_every_objective():
@@ -66,9 +81,12 @@ def test_step_benchmark_states_its_bound(tmp_path):
     assert rate == pytest.approx(result["useful_gflops_per_second"])
 
 
-def test_step_benchmark_takes_the_vocabulary_of_a_named_size(tmp_path):
-    config = tiny_run.config(tmp_path)
-    config.model.update({"size": "base", "num_layers": 1})  # as wide as the tiny run
+def test_step_benchmark_takes_the_vocabulary_of_the_run(tmp_path):
+    config = tiny_run.config(tmp_path, model__num_layers=1)
+    config.model.size = "base"  # as wide as the tiny run; its vocabulary is not what is trained here
+    assert vocabulary_size(config) == config.data.tokenizer.vocab_size
+    config.data.tokenizer.vocabulary = "bert"
+    assert vocabulary_size(config) == 30592
     small = step.run(config, repeats=1)["useful_flops_per_raw_token"]
     with config.model.ignore_type():
         config.model.vocab_size = 2 * 30592

@@ -95,7 +95,21 @@ def test_alone_nothing_is_waited_for():
         raise KeyError
 
 
+def test_what_went_wrong_here_is_said_though_the_others_are_lost(monkeypatch):
+    def lost(*arguments):
+        raise HostError("host1 did not arrive")
+
+    monkeypatch.setattr(hosts, "exchange", lost)
+    with pytest.raises(OSError, match="disk is full"), hosts.together("saving"):
+        raise OSError("disk is full")
+    with pytest.raises(HostError, match="host1"), hosts.together("saving"):
+        pass
+
+
 def test_start_takes_the_environment(monkeypatch):
+    monkeypatch.setenv("GLM_JAX_HOST_TIMEOUT", "5m")
+    with pytest.raises(ValueError, match="GLM_JAX_HOST_TIMEOUT = '5m' must be a number of seconds"):
+        hosts.start()
     monkeypatch.setenv("GLM_JAX_HOSTS", "nonsense")
     with pytest.raises(ValueError, match="'nonsense' must be"):
         hosts.start()

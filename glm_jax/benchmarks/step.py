@@ -15,7 +15,7 @@ from glm_jax.train_step import Rows
 def run(config, repeats: int = 7) -> dict:
     """One optimizer step of `config` on made-up rows, on all local devices; the median of `repeats`.
 
-    The vocabulary is the named size's, or as large as the run's tokenizer would be.
+    The vocabulary is as large as the run's tokenizer would be.
     """
     mesh, rules = program.check(config)
     tokens, ends = made_up_rows(config.batch_size, config.data.sequence_length)
