@@ -110,6 +110,7 @@ def test_start_takes_the_environment(monkeypatch):
     monkeypatch.setenv("GLM_JAX_HOST_TIMEOUT", "5m")
     with pytest.raises(ValueError, match="GLM_JAX_HOST_TIMEOUT = '5m' must be a number of seconds"):
         hosts.start()
+    monkeypatch.delenv("GLM_JAX_HOST_TIMEOUT")
     monkeypatch.setenv("GLM_JAX_HOSTS", "nonsense")
     with pytest.raises(ValueError, match="'nonsense' must be"):
         hosts.start()
