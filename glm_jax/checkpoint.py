@@ -70,6 +70,7 @@ class Checkpointer:
 
         Raises:
           ValueError: keep_last < 1, unknown mode.
+          CheckpointError: `read_only`, and the folder does not exist.
         """
         if keep_last < 1:
             raise ValueError(f"keep_last = {keep_last}: at least the newest checkpoint must be kept")
@@ -107,11 +108,12 @@ class Checkpointer:
           metrics: numbers, for keep_best.
 
         Raises:
-          ValueError: the step exists, or data_position or metrics are not JSON; nothing is written then.
+          ValueError: the step exists, data_position or metrics are not JSON, or this was opened read-only; nothing is
+            written then.
           Exception: of an earlier save that failed in the background.
         """
         if self._read_only:
-            raise ValueError(f"{self._directory} was opened read-only")
+            raise ValueError(f"{self._directory} was opened read-only: open it without read_only to save")
         self.wait()
         try:
             data_position = json.loads(json.dumps(data_position, allow_nan=False))

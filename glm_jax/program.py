@@ -82,6 +82,8 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
 
     Raises ValueError for what is wrong with a config before data is touched.
     """
+    if "corruption" not in config:
+        raise ValueError("this config has no text to learn: take one of configs/pretrain/, or start glm_jax.finetune")
     _check_batch(config)
     corruption = corruption_config(config)
     _check_masks(config.data.tokenizer, corruption)

@@ -35,6 +35,8 @@ def fine_tune(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Raises ValueError for a config, a checkpoint or a folder that cannot be used, TaskError for a task or example that
     cannot, before anything is compiled; and as `trainer.train`.
     """
+    if "tasks" not in config:
+        raise ValueError("this config names no tasks: take one of configs/finetune/, or start glm_jax.pretrain with it")
     seeds = config.seeds
     if seeds is None:
         return _summary(workdir, [_one(config, workdir)])

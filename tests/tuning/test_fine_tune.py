@@ -335,6 +335,13 @@ def test_what_cannot_run_is_refused(place, tmp_path, changes, message):
     assert not list(tmp_path.glob("run/checkpoints/[0-9]*"))
 
 
+def test_a_config_of_the_other_verb_is_named(tmp_path):
+    with pytest.raises(ValueError, match="names no tasks: take one of configs/finetune/"):
+        fine_tune(defaults.pretrain(), str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="no text to learn: take one of configs/pretrain/"):
+        train(defaults.finetune(), str(tmp_path / "run"))
+
+
 def test_the_sizes_of_the_model_are_the_checkpoints(place, tmp_path):
     config_ = config(place)
     with config_.model.ignore_type():
