@@ -122,7 +122,7 @@ def test_interconnect_uses_the_dimensions_that_a_group_spans():
 
     def seconds(group, size, chip):
         devices = [Device((x, y, z)) for x in range(size) for y in range(size) for z in range(size)]
-        return estimate.interconnect_seconds(hlo.Collective("all-gather", 6e9, 6e9, (group,), 1, "", ()), chip, devices)
+        return estimate.interconnect_seconds(hlo.Collective("all-gather", 6e9, 6e9, (group,), 1, ()), chip, devices)
 
     v5p = chips.CHIPS["v5p"]
     assert seconds((0, 1, 2, 3), 4, v5p) == 6e9 / 200e9  # a ring in one dimension: two links

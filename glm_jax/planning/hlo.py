@@ -200,7 +200,7 @@ class _Module:
         if instruction.opcode == "send" and "xla_megascale" in instruction.attributes:
             sent = instruction.result[0]
             self.result.collectives.append(
-                Collective(BETWEEN_SLICES, sent.bytes, sent.bytes, ((0,),), times, instruction.name, (sent.dims,))
+                Collective(BETWEEN_SLICES, sent.bytes, sent.bytes, ((0,),), times, (sent.dims,))
             )
         if instruction.opcode in ("async-done", "async-update"):
             return
