@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Pretrains (or, with `finetune` before the arguments, fine-tunes) on GPU nodes of a SLURM cluster: one process a node, which takes all GPUs of the node.
+# Pretrains on GPU nodes of a SLURM cluster: one process a node, which takes all GPUs of the node. With `finetune`
+# before the arguments it fine-tunes.
 #   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh --config=configs/pretrain/glm_large.py --workdir=runs/large
 # Run it from the checkout, on a disk that all nodes share. What is not set here comes from sbatch: --partition, --time.
 # A job that is preempted, or whose time is nearly over, saves, is queued again, and goes on. TASKS=8 starts that many

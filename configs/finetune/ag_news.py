@@ -4,8 +4,8 @@
 
 Wants data/ag_news/{train,validation,test}.jsonl, lines {"label": 0 to 3, "title": ..., "description": ...}, and the
 checkpoint runs/enwik8 (configs/pretrain/enwik8.py). The pattern is the original's number 4; rate and epochs are for a
-small model. Measured on two shared CPU cores, five minutes: accuracy 86.0 on 800 test examples,
-from 5,000 training examples and one seed.
+small model. Measured on two shared CPU cores, five minutes: accuracy 86.0 on 800 test examples, from 5,000 training
+examples and one seed.
 """
 
 from glm_jax import config as defaults
