@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from glm_jax.attention import BACKENDS, KVCache, attention, cached_attention
 from glm_jax.dropout import dropout
-from glm_jax.layers import DENSE, Embedding, LayerNorm, Linear
+from glm_jax.layers import DENSE, Embedding, LayerNorm, Linear, gelu
 
 # What a layer keeps for the backward pass, from everything to nothing.
 REMAT_POLICIES = {
@@ -206,7 +206,7 @@ class MLP(nn.Module):
         config = self.config
         width, wide = config.hidden_size, config.ffn_width
         x = Linear((width,), (wide,), ("embed", "mlp"), config.init_std, config.dtype, name="dense_h_to_4h")(x)
-        x = nn.with_logical_constraint(nn.gelu(x, approximate=config.gelu == "tanh"), ("batch", "mlp"))
+        x = nn.with_logical_constraint(gelu(x, config.gelu), ("batch", "mlp"))
         stddev = config.init_std / (2 * config.num_layers) ** 0.5
         return Linear((wide,), (width,), ("mlp", "embed"), stddev, config.dtype, name="dense_4h_to_h")(x)
 

@@ -1,5 +1,7 @@
 """Dense layers, embeddings and layer norm against their definitions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,41 @@ def test_layer_norm_keeps_its_statistics_in_float32():
     expected = expected * np.asarray(params["scale"]) + np.asarray(params["bias"])
     np.testing.assert_allclose(layers.LayerNorm("float32").apply({"params": params}, x), expected, atol=1e-3)
     assert layers.LayerNorm("bfloat16").apply({"params": params}, x).dtype == jnp.bfloat16
+
+
+def kept_for_the_backward_pass(function, *arguments):
+    """Shapes of the arrays that the backward pass reads, of more than one element."""
+    _, backward = jax.vjp(function, *arguments)
+    return sorted(a.shape for a in jax.tree.leaves(backward) if a.size > 1)
+
+
+def test_layer_norm_has_the_gradients_of_its_definition():
+    def defined(x, scale, bias):
+        mean = x.mean(-1, keepdims=True)
+        return (x - mean) / jnp.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * scale[None] + bias[None]
+
+    def found(x, scale, bias):
+        return layers.LayerNorm("float32").apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    arguments, direction = (3.0 * normal(7, 16) + 2.0, normal(16), normal(16)), normal(7, 16)
+    for a, b in zip(jax.vjp(found, *arguments)[1](direction), jax.vjp(defined, *arguments)[1](direction), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert kept_for_the_backward_pass(found, *arguments) == [(7, 1), (7, 1), (7, 16), (16,)]
+
+
+@pytest.mark.parametrize("kind", ["tanh", "exact"])
+def test_gelu_and_its_gradient(kind):
+    x = jnp.concatenate([normal(50), jnp.array([-40.0, -8.0, 0.0, 8.0, 40.0])])
+    gelu = functools.partial(layers.gelu, kind=kind)
+    expected, expected_backward = jax.vjp(functools.partial(jax.nn.gelu, approximate=kind == "tanh"), x)
+    found, backward = jax.vjp(gelu, x)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(backward(x), expected_backward(x), atol=1e-5)
+    assert kept_for_the_backward_pass(gelu, x) == [x.shape]
+    narrow = x.astype("bfloat16")  # computed in float32, rounded once
+    once = jax.nn.gelu(narrow.astype("float32"), approximate=kind == "tanh").astype("bfloat16")
+    np.testing.assert_allclose(np.float32(gelu(narrow)), np.float32(once), rtol=2**-8)
+    assert jax.grad(lambda x: gelu(x).astype("float32").sum())(narrow).dtype == jnp.bfloat16
 
 
 def test_an_id_outside_the_table_gives_nan():
