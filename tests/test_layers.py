@@ -33,8 +33,9 @@ def test_product_and_its_gradients(x, kernel, equation):
     for a, b in zip(backward(direction), expected_backward(direction), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     # Every platform's form, whichever of them runs here.
-    for form in (layers._kernel_gradient, layers._kernel_gradient_on_cpu):
-        np.testing.assert_allclose(form(x, direction), expected_backward(direction)[1], atol=1e-5)
+    for form in (layers._gradients, layers._gradients_on_cpu):
+        for a, b in zip(form(x, kernel, direction), expected_backward(direction), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_product_sums_in_float32_when_asked():

@@ -58,6 +58,15 @@ MEASUREMENTS = {
         "configs/finetune/ag_news.py",
         {"size": ("base", "of the checkpoint that it stands for"), "words": (200, "of every field of an example")},
     ),
+    "peer": Measurement(
+        "one optimizer step beside the same model in PyTorch",
+        _QUICKSTART,
+        {
+            "repeats": (7, "steps of both, in turns"),
+            "python": ("", "an interpreter that has torch, if this one has not"),
+            "mode": ("compiled", "of PyTorch: compiled or eager"),
+        },
+    ),
     "growth": Measurement(
         "time and memory of a step by batch, row length, layers and devices",
         options={"picture": ("", "file to draw, .png or .svg"), "largest": (16, "how far each sweep goes, times")},

@@ -72,7 +72,7 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
         "unit": "examples/s",
         "bound": rate / flops,
         "bound_unit": f"examples/s if one cost its {flops / 1e9:.1f} useful GFLOP at the {rate / 1e9:.0f} GFLOP/s of a "
-        "plain matrix product, measured before every step",
+        "plain matrix product, measured before and after every step",
         "fraction_of_bound": own.batch_size * flops / (measured.flops * jax.device_count()),
         "seconds_per_step": measured.seconds,
         "task": task.name,

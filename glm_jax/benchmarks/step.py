@@ -1,9 +1,14 @@
 """How fast a training step is: raw tokens a second, and the share of the corruption in it."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 
 from glm_jax import program
+from glm_jax.batch import Batch
 from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
 from glm_jax.benchmarks.timing import beside_products, seconds
 from glm_jax.chips import chip_of
@@ -12,11 +17,24 @@ from glm_jax.planning.estimate import vocabulary_size
 from glm_jax.train_step import Rows
 
 
-def run(config, repeats: int = 7) -> dict:
-    """One optimizer step of `config` on made-up rows, on all local devices; the median of `repeats`.
+class Opened(NamedTuple):
+    """The step of a config, ready to be called again and again on the same made-up rows."""
 
-    The vocabulary is as large as the run's tokenizer would be.
-    """
+    built: program.Program
+    rows: Rows
+    batch: Batch  # what the rows become, on the host
+    state: list[Any]  # the newest TrainState
+    flops: float  # useful ones of a step
+
+    def __call__(self) -> dict[str, Any]:
+        """One step; its metrics."""
+        self.state[0], metrics = self.built.train_step(self.state[0], self.rows)
+        return metrics
+
+
+@contextlib.contextmanager
+def opened(config) -> Iterator[Opened]:
+    """The step of `config`, whose vocabulary is as large as the run's tokenizer would be."""
     mesh, rules = program.check(config)
     tokens, ends = made_up_rows(config.batch_size, config.data.sequence_length)
     vocabulary = max(vocabulary_size(config), len(ends))
@@ -26,21 +44,21 @@ def run(config, repeats: int = 7) -> dict:
         sentence_ends=np.pad(ends, (0, vocabulary - len(ends))),
     )  # fmt: skip
     rows = Rows(tokens, np.full(len(tokens), tokens.shape[1], np.int32), np.arange(len(tokens), dtype=np.uint32))
-    dtype = built.model.config.dtype
     with built.activate():
-        state = built.init(jax.random.key(0))
-        carried = [state]
-
-        def step():
-            carried[0], metrics = built.train_step(carried[0], rows)
-            return metrics
-
-        measured = beside_products(step, dtype, repeats)
-        corruption_seconds = seconds(built.corrupt_held_out, rows)
         batch = jax.device_get(built.corrupt_held_out(rows))
-    del state, carried
+        step = Opened(built, rows, batch, [built.init(jax.random.key(0))], useful_flops(built.model.config, batch))
+        yield step
+        step.state.clear()
+
+
+def run(config, repeats: int = 7) -> dict:
+    """One optimizer step of `config` on made-up rows, on all local devices; the median of `repeats`."""
+    with opened(config) as step:
+        dtype = step.built.model.config.dtype
+        measured = beside_products(step, dtype, repeats)
+        corruption_seconds = seconds(step.built.corrupt_held_out, step.rows)
+    tokens, flops = step.rows.tokens, step.flops
     devices, step_seconds = jax.device_count(), measured.seconds
-    flops = useful_flops(built.model.config, batch)
     device = jax.devices()[0]
     chip, memory = chip_of(device), device.memory_stats()  # a CPU has neither
     return {
@@ -50,7 +68,7 @@ def run(config, repeats: int = 7) -> dict:
         "corruption_share": corruption_seconds / step_seconds,
         "useful_gflops_per_second": flops / step_seconds / 1e9,
         "bound": measured.flops_per_second * devices / 1e9,
-        "bound_unit": "GFLOP/s of plain matrix products, measured before every step",
+        "bound_unit": "GFLOP/s of plain matrix products, measured before and after every step",
         "fraction_of_bound": flops / (measured.flops * devices),
         "mfu": chip and flops / step_seconds / (chip.flops * devices),
         "peak_memory_bytes": memory and memory.get("peak_bytes_in_use"),

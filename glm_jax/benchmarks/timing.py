@@ -1,6 +1,7 @@
 """How everything here is timed: compiled and warmed up first, the median of several runs, bounds in the same run."""
 
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -37,18 +38,31 @@ class BesideProducts(NamedTuple):
     flops: float  # that products do while the function runs
 
 
-def beside_products(function: Callable, dtype: str, repeats: int = 7) -> BesideProducts:
-    """Medians of `repeats` pairs: plain matrix products, then `function()`.
+def beside_products(
+    function: Callable, dtype: str, repeats: int = 7, then: Callable[[], None] | None = None
+) -> BesideProducts:
+    """Medians of `repeats` runs of `function()`, each held against plain matrix products before and after it.
 
-    On a machine that is shared its products drift by half within minutes: what is compared follows each other at once.
+    On a machine that is shared its products drift by half within minutes: what is compared follows each other at once,
+    and products run as long as a tenth of the function, since their mean over some time is what its parts can reach.
+    `then` is called after every run, outside of its time: for what should be measured in the same minute.
     """
     products, flops = _products(dtype)
-    rates, times = [], []
     for _ in range(2):
         jax.block_until_ready(function())
+    count = max(5, round(0.1 * seconds(function, repeats=1, warm_up=0) / seconds(products, repeats=3)))
+
+    def seconds_of_products():
+        return seconds(products, repeats=count, warm_up=1, choose=statistics.fmean)
+
+    times, between = [], [seconds_of_products()]
     for _ in range(repeats):
-        rates.append(flops / seconds(products, repeats=3))
         times.append(seconds(function, repeats=1, warm_up=0))
+        if then:
+            then()
+        between.append(seconds_of_products())
+    beside = [(before + after) / 2 for before, after in itertools.pairwise(between)]
+    rates = [flops / s for s in beside]
     pairs = [rate * time for rate, time in zip(rates, times, strict=True)]
     return BesideProducts(*map(statistics.median, (times, rates, pairs)))
 
