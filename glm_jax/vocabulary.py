@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from glm_jax.layers import dot
+from glm_jax.layers import dot, over_rows
 from glm_jax.loss import check_label_smoothing
 from glm_jax.sharding import on_tpu, partition_spec, rule_axes
 
@@ -192,4 +192,4 @@ def _part(table, hidden, ids, weights, *, first, axes, smoothing, score, gradien
         d_logits = d_logits - (smoothing / words) * weights[:, None]
     d_logits = d_logits.astype(hidden.dtype)
     d_hidden = dot(d_logits, table, (1,), (0,), hidden.dtype)
-    return losses, correct, d_hidden, dot(hidden, d_logits, (0,), (0,), "float32")
+    return losses, correct, d_hidden, over_rows(hidden, d_logits, "float32")
