@@ -43,7 +43,8 @@ def run(picture: str = "", largest: int = 16, repeats: int = 7) -> dict:
         raise ValueError(f"picture {picture!r} must end in .png or .svg")
     if largest < 1:
         raise ValueError(f"largest {largest} must be at least 1")
-    _fake_devices(min(largest, 8))
+    # More to a core and XLA's collectives between them run out of threads, and wait for ever.
+    _fake_devices(min(largest, 8, 2 * (os.cpu_count() or 1)))
     sweeps: dict[str, dict[int, Point]] = {}
     for name, first in _FIRST.items():
         most = min(largest, len(jax.devices())) if name == "devices" else largest
