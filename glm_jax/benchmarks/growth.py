@@ -135,6 +135,10 @@ def draw(sweeps: dict[str, dict[int, Point]], path: str) -> None:
             plot.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1 else f"{value:.2g}")
             plot.set_xticks(sizes, [str(size) for size in sizes])
             plot.grid(alpha=0.3)
+            low, high = plot.get_ylim()
+            if high < 8 * low:  # a tenth more would fill the picture, and no power of two would be on the axis
+                middle = (low * high) ** 0.5
+                plot.set_ylim(middle / 8**0.5, middle * 8**0.5)
     axes[0][0].set_ylabel("milliseconds")
     axes[1][0].set_ylabel("MiB of a device")
     axes[0][0].legend(fontsize=8)
