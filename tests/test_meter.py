@@ -31,8 +31,8 @@ def test_mfu_is_useful_work_over_the_peak_of_all_chips(monkeypatch):
     values = measured.close()
     seconds = time.perf_counter() - began
     # 200 tokens of a thousandth of a second of work each, on one chip
-    assert values["mfu"] == pytest.approx(0.2 / seconds, rel=0.05)
-    assert values["tokens_per_second"] == pytest.approx(200 / seconds, rel=0.05)
+    assert values["mfu"] == pytest.approx(0.2 / seconds, rel=0.2)
+    assert values["tokens_per_second"] == pytest.approx(200 / seconds, rel=0.2)
 
 
 def test_mfu_of_an_unknown_chip_is_none():
