@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from glm_jax.benchmarks.step import Opened, opened
 from glm_jax.benchmarks.timing import beside_products
@@ -99,12 +100,8 @@ def _peer(step: Opened, python: str, mode: str) -> Iterator[Peer]:
     shape = {name: getattr(step.built.model.config, name) for name in _SHAPE}
     shape["device"] = "cpu" if jax.default_backend() == "cpu" else "cuda"
     shape["compiled"] = mode == "compiled"
-    parameters = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(value)
-        for path, value in jax.tree_util.tree_leaves_with_path(step.state[0].params)
-    }
     with tempfile.TemporaryDirectory(prefix="glm_jax-peer-") as folder:
-        np.savez(pathlib.Path(folder) / "parameters.npz", **parameters)
+        np.savez(pathlib.Path(folder) / "parameters.npz", **flatten_dict(step.state[0].params, sep="/"))
         np.savez(pathlib.Path(folder) / "batch.npz", **{name: getattr(step.batch, name) for name in _BATCH})
         (pathlib.Path(folder) / "shape.json").write_text(json.dumps(shape))
         command = [python, str(pathlib.Path(__file__).with_name("peer_torch.py")), folder]

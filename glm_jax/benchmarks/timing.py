@@ -48,9 +48,7 @@ def beside_products(
     `then` is called after every run, outside of its time: for what should be measured in the same minute.
     """
     products, flops = _products(dtype)
-    for _ in range(2):
-        jax.block_until_ready(function())
-    count = max(5, round(0.1 * seconds(function, repeats=1, warm_up=0) / seconds(products, repeats=3)))
+    count = max(5, round(0.1 * seconds(function, repeats=1) / seconds(products, repeats=3)))
 
     def seconds_of_products():
         return seconds(products, repeats=count, warm_up=1, choose=statistics.fmean)
