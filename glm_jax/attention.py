@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from glm_jax.dropout import keep_mask, mask_seeds
-from glm_jax.layers import precision
+from glm_jax.layers import over_rows, precision
 from glm_jax.sharding import on_tpu, shards
 
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
@@ -111,12 +111,12 @@ def _attend_backward(rate, saved, d_out):
     d_out = d_out.astype(jnp.float32) / sums
     correction = jnp.sum(d_out * out, axis=-1, keepdims=True) * (1.0 if seeds is None else 1.0 - rate)
     d_out = d_out.astype(q.dtype)
-    d_v = _contract("bnqk,bnqh->bnkh", _drop(powers, seeds, rate), d_out, v.dtype)
+    d_v = over_rows(_drop(powers, seeds, rate), d_out, v.dtype)
     d_powers = _drop(_contract("bnqh,bnkh->bnqk", d_out, v, jnp.float32), seeds, rate)
     d_scores = (powers * (d_powers - correction)).astype(q.dtype)
     scale = q.shape[-1] ** -0.5  # of the results, which are T / H times smaller
     d_q = _contract("bnqk,bnkh->bnqh", d_scores, k, jnp.float32) * scale
-    d_k = _contract("bnqk,bnqh->bnkh", d_scores, q, jnp.float32) * scale
+    d_k = over_rows(d_scores, q, jnp.float32) * scale
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v, None, None
 
 
