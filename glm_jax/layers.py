@@ -218,7 +218,7 @@ def _over_rows_on_cpu(x, y, dtype):
     if x.shape[-1] > y.shape[-1]:
         return jnp.swapaxes(_over_rows_on_cpu(y, x, dtype), -1, -2)
     last, batch = x.ndim - 1, tuple(range(x.ndim - 2))
-    turned = with_layout_constraint(jnp.swapaxes(x, -1, -2), Layout(tuple(range(x.ndim))))
+    turned = with_layout_constraint(jnp.swapaxes(jax.lax.optimization_barrier(x), -1, -2), Layout(tuple(range(x.ndim))))
     return jax.lax.optimization_barrier(dot(turned, y, (last,), (last - 1,), dtype, batch))
 
 

@@ -38,6 +38,17 @@ def test_product_and_its_gradients(x, kernel, equation):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shapes", [((9, 4), (9, 7)), ((9, 7), (9, 4)), ((2, 3, 9, 9), (2, 3, 9, 4))])
+def test_products_over_rows(shapes, dtype):
+    # Turned by the reader, as a table's gradient is: XLA must not turn the product itself, which it cannot run then.
+    x, y = (normal(*shape, dtype=dtype) for shape in shapes)
+    found = jax.jit(lambda x, y: jnp.swapaxes(layers.over_rows(x, y, "float32"), -1, -2))(x, y)
+    expected = np.einsum("...rm,...rn->...nm", np.asarray(x, np.float64), np.asarray(y, np.float64))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_product_sums_in_float32_when_asked():
     x, kernel = normal(3, 4096, dtype="bfloat16"), normal(4096, 2, dtype="bfloat16")
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
