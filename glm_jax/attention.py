@@ -20,6 +20,8 @@ from glm_jax.sharding import on_tpu, shards
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
 _HIDDEN = -1e30
 
+_FEWEST_KEYS_TO_SPLIT = 256  # with fewer, two small products cost more than the scores between A and B that they save
+
 _QUERY_BLOCK = 384  # with 16 rows of 1,152 keys on a chip: 28 MB of scores, of which v5p and v6e hold 128
 
 
@@ -50,6 +52,7 @@ def attention(
     *,
     query_index: Int[Array, "B Q"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    longest_prefix: int | None = None,
     backend: str = "auto",
     dropout_rate: float = 0.0,
     dropout_key: Any | None = None,
@@ -57,8 +60,9 @@ def attention(
     """softmax(q kᵀ / √H) v over the keys that each query sees; softmax in float32, result in q's dtype.
 
     `query_index` are the positions of the queries among the keys; without it query i stands at position i.
-    `segment_ids` tell apart texts that share a row (see `visible`). With a `dropout_key`, attention probabilities are
-    dropped at `dropout_rate`.
+    `segment_ids` tell apart texts that share a row (see `visible`). If no prefix is longer than `longest_prefix`, known
+    when this is compiled, positions before it get no scores with keys behind it. With a `dropout_key`, attention
+    probabilities are dropped at `dropout_rate`.
 
     Raises ValueError for an unknown backend, and for queries and keys of different number without `query_index`.
     """
@@ -70,10 +74,17 @@ def attention(
                 f"{q.shape[1]} queries for {k.shape[1]} keys: pass query_index to say where among the keys they stand"
             )
         query_index = jnp.arange(q.shape[1], dtype=jnp.int32)[None, :]
-    return BACKENDS[backend](q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids)
+        if longest_prefix is not None and not 0 < longest_prefix < k.shape[1]:
+            longest_prefix = None
+    else:
+        longest_prefix = None  # says nothing of queries that stand anywhere
+    attend = BACKENDS[backend]
+    return attend(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids, longest_prefix)
 
 
-def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):
+def dense_attention(
+    q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None, longest_prefix=None
+):
     """The rule written out: all scores at once, [B N Q T]. The reference for every other backend."""
     key_index = jnp.arange(k.shape[1], dtype=jnp.int32)
     segments = ()
@@ -81,9 +92,20 @@ def dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_
         asking = jnp.broadcast_to(query_index, q.shape[:2])
         segments = jnp.take_along_axis(segment_ids, asking, axis=1)[:, :, None], segment_ids[:, None, :]
     seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :], *segments)
-    seeds = None if dropout_key is None or dropout_rate == 0.0 else mask_seeds(dropout_key)
+    seen = seen[:, None]
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # one transposition instead of one in every product
-    return jnp.swapaxes(_attend(q, k, v, seen[:, None], seeds, dropout_rate), 1, 2)
+
+    def attend(q, k, v, seen, key):
+        return _attend(q, k, v, seen, mask_seeds(key) if key is not None and dropout_rate else None, dropout_rate)
+
+    if longest_prefix is None or k.shape[2] < _FEWEST_KEYS_TO_SPLIT:
+        attended = attend(q, k, v, seen, dropout_key)
+    else:  # positions that may lie in Part A see nothing behind it
+        n, keys = longest_prefix, (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        before = attend(q[:, :, :n], k[:, :, :n], v[:, :, :n], seen[:, :, :n, :n], keys[0])
+        behind = attend(q[:, :, n:], k, v, seen[:, :, n:], keys[1])
+        attended = jnp.concatenate([before, behind], axis=2)
+    return jnp.swapaxes(attended, 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -131,7 +153,9 @@ def _contract(axes, x, y, dtype):
     return jnp.einsum(axes, x, y, precision=precision(x), preferred_element_type=dtype)
 
 
-def chunked_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):
+def chunked_attention(
+    q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None, longest_prefix=None
+):
     """As `dense_attention`, in small parts one after another: one head of each group, and a block of queries.
 
     The scores of a part fit a TPU's fast memory, where XLA then keeps them: they never travel to HBM. The backward

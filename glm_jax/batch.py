@@ -26,3 +26,5 @@ class Batch:
     objective: Leaf  # int32 [B], index into `corruption.OBJECTIVES`
     # int32 [B T], which of several texts a token belongs to (from 1; 0: to all of them); None: there is one a row
     segment_ids: Leaf = None
+    # No Part A is longer. Known when the step is compiled, unlike `prefix_lengths`; None: it may fill the row
+    longest_prefix: int | None = flax.struct.field(pytree_node=False, default=None)

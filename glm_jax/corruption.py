@@ -199,6 +199,7 @@ def assemble(
         "target_weights": weights,
         "target_source": jnp.where(live & ~is_end, source, row),
         "objective": jnp.int32(0),
+        "longest_prefix": row,  # a blank is at least as long as its mask
     }
 
     if config.masked_lm:

@@ -143,6 +143,7 @@ class Attention(nn.Module):
 
     config: GLMConfig
     deterministic: bool
+    longest_prefix: int | None = None
 
     @nn.compact
     def __call__(
@@ -186,6 +187,7 @@ class Attention(nn.Module):
                 prefix_lengths,
                 query_index=query_index,
                 segment_ids=segment_ids,
+                longest_prefix=self.longest_prefix,
                 backend=config.attention_backend,
                 dropout_rate=config.attention_dropout,
                 dropout_key=self.make_rng("dropout") if drop else None,
@@ -216,6 +218,7 @@ class Layer(nn.Module):
 
     config: GLMConfig
     deterministic: bool = True
+    longest_prefix: int | None = None
 
     @nn.compact
     def __call__(
@@ -230,7 +233,7 @@ class Layer(nn.Module):
         """The layer's output at every position, or at the positions `query_index` only, and its keys and values."""
         config = self.config
         normed = LayerNorm(config.dtype, name="input_layernorm")(x)
-        attend = Attention(config, self.deterministic, name="attention")
+        attend = Attention(config, self.deterministic, self.longest_prefix, name="attention")
         branch, keys_and_values = attend(normed, prefix_lengths, query_index, segment_ids, cache, answer_length)
         x = (x if query_index is None else _rows(x, query_index)) + self._dropout(branch)
         x = nn.with_logical_constraint(x, ("batch", None))
@@ -273,14 +276,15 @@ class GLM(nn.Module):
         target_index: Int[Array, "B K"] | None = None,
         *,
         segment_ids: Int[Array, "B T"] | None = None,
+        longest_prefix: int | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B _ V"]:
         """Float32 logits at every position [B T V], or at the positions `target_index` only [B K V].
 
         With `target_index` the other positions neither meet the vocabulary nor pass the last layer beyond its keys and
         values. `segment_ids` are for several texts in a row, or several answers to one: a token sees those of its own
-        segment, and of segment 0. `deterministic=False` needs rngs={"dropout": key} unless both rates are 0. See
-        `check_lengths` for positions outside the tables.
+        segment, and of segment 0. `longest_prefix` is for `attention.attention`. `deterministic=False` needs
+        rngs={"dropout": key} unless both rates are 0. See `check_lengths` for positions outside the tables.
         """
         hidden = self.hidden_states(
             tokens,
@@ -289,6 +293,7 @@ class GLM(nn.Module):
             prefix_lengths,
             target_index,
             segment_ids=segment_ids,
+            longest_prefix=longest_prefix,
             deterministic=deterministic,
         )
         logits = self.word_embeddings.attend(hidden.reshape(-1, self.config.hidden_size))
@@ -304,6 +309,7 @@ class GLM(nn.Module):
         target_index: Int[Array, "B K"] | None = None,
         *,
         segment_ids: Int[Array, "B T"] | None = None,
+        longest_prefix: int | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B _ D"]:
         """What the head reads, after the final layer norm; arguments as for the logits."""
@@ -318,7 +324,7 @@ class GLM(nn.Module):
             key, *keys = jax.random.split(self.make_rng("dropout"), config.num_layers + 1)
             keys = jnp.stack(keys)
             x = dropout(x, config.hidden_dropout, key)
-        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys, segment_ids)
+        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys, segment_ids, longest_prefix)
         return self.final_layernorm(x).reshape(tokens.shape[0], -1, config.hidden_size)
 
 
@@ -330,12 +336,13 @@ def apply_layers(
     target_index: Int[Array, "B K"] | None = None,
     dropout_keys: Any | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    longest_prefix: int | None = None,
 ) -> Float[Array, "BK D"]:
     """Runs the stacked parameters `layers` over x; the last layer only at `target_index` where that is given."""
 
     def step(x, params_and_key, query_index=None):
         params, key = params_and_key
-        layer = Layer(config, deterministic=key is None, parent=None)  # applied to its parameters, owned by none
+        layer = Layer(config, key is None, longest_prefix, parent=None)  # applied to its parameters, owned by none
         rngs = None if key is None else {"dropout": key}
         return layer.apply({"params": params}, x, prefix_lengths, query_index, segment_ids, rngs=rngs)[0]
 

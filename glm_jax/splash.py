@@ -50,8 +50,11 @@ def splash_attention(
     return split(q, k, v, prefix_lengths)
 
 
-def splash_backend(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None):
-    """As the backends of glm_jax/attention.py. Queries at some positions only (the last layer's) go the dense way.
+def splash_backend(
+    q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None, longest_prefix=None
+):
+    """As the backends of glm_jax/attention.py. Queries at some positions only (the last layer's, and those behind the
+    longest prefix) go the dense way.
 
     Raises ValueError for what the kernel cannot express: dropout of attention, and several texts in a row.
     """
@@ -65,11 +68,18 @@ def splash_backend(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_k
             "attention backend 'splash' knows one text a row: set corruption.short_sequence_prob to 0, or choose "
             "attention_backend 'chunked'"
         )
-    if q.shape[1] != k.shape[1]:
-        from glm_jax.attention import dense_attention
+    from glm_jax.attention import dense_attention
 
-        return dense_attention(q, k, v, prefix_lengths, query_index, 0.0, None)
-    return splash_attention(q, k, v, prefix_lengths)  # as many queries as keys: a row has fewer targets than columns
+    def dense(q, index):
+        return dense_attention(q, k, v, prefix_lengths, index, 0.0, None)
+
+    if q.shape[1] != k.shape[1]:  # a row has fewer targets than columns
+        return dense(q, query_index)
+    if longest_prefix is None:
+        return splash_attention(q, k, v, prefix_lengths)
+    n = longest_prefix
+    before = splash_attention(q[:, :n], k[:, :n], v[:, :n], prefix_lengths)
+    return jnp.concatenate([before, dense(q[:, n:], query_index[:, n:])], axis=1)
 
 
 def _local(q, k, v, prefix_lengths, *, interpret):

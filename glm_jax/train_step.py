@@ -92,6 +92,7 @@ def apply_loss(
         batch.prefix_lengths,
         batch.target_index,
         segment_ids=batch.segment_ids,
+        longest_prefix=batch.longest_prefix,
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         method="hidden_states",

@@ -1,5 +1,7 @@
 """The visibility rule and the attention that obeys it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +132,37 @@ def test_gradients_are_those_of_the_plain_formula(qkv, rate):
     d_out = jax.random.normal(jax.random.key(6), out.shape)
     for found, wanted in zip(pull(d_out), pull_plain(d_out), strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+def test_a_known_longest_prefix_changes_nothing_but_the_work(qkv, backend, segments, monkeypatch):
+    monkeypatch.setattr("glm_jax.attention._FEWEST_KEYS_TO_SPLIT", 2)
+    prefixes = jnp.array([0, 3, 6, 1], jnp.int32)
+    ids = jnp.asarray(np.sort(np.random.default_rng(0).integers(0, 3, (B, T))), jnp.int32) if segments else None
+
+    def attend(boundary, *qkv):
+        return attention(*qkv, prefixes, longest_prefix=boundary, segment_ids=ids, backend=backend)
+
+    expected, pull = jax.vjp(functools.partial(attend, None), *qkv)
+    gradients = pull(jnp.cos(expected))
+    for boundary in (0, 6, T - 1, T):
+        found, pull = jax.vjp(functools.partial(attend, boundary), *qkv)
+        for a, b in zip((found, *pull(jnp.cos(expected))), (expected, *gradients), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+        if backend == "dense":
+            work = str(jax.make_jaxpr(functools.partial(attend, boundary))(*qkv))
+            assert (f"[{B},{N},{T},{T}]" in work) == (boundary in (0, T))
+
+
+def test_a_known_longest_prefix_drops_both_parts_independently(qkv, monkeypatch):
+    monkeypatch.setattr("glm_jax.attention._FEWEST_KEYS_TO_SPLIT", 2)
+    q, k, _ = qkv
+    each_key = jnp.broadcast_to(jnp.eye(T, H)[None, :, None], (B, T, N, H))  # the result shows which keys were kept
+    kept = attention(
+        q, k, each_key, jnp.full(B, 6), longest_prefix=6, dropout_rate=0.5, dropout_key=jax.random.key(1)
+    )  # fmt: skip
+    assert not np.array_equal(kept[:, 0, :, :6] > 0, kept[:, 6, :, :6] > 0)
 
 
 def test_errors_name_the_way_out(qkv):

@@ -370,6 +370,7 @@ def test_every_length_from_nothing_up_gives_a_lawful_example(mixture):
     live = (batch.target_weights > 0).sum(1)
     assert batch.tokens.shape == (500, width)
     assert ((batch.prefix_lengths >= 0) & (batch.prefix_lengths + live <= width)).all()
+    assert batch.prefix_lengths.max() <= batch.longest_prefix == row
     for i in range(500):
         raw = rows[i, : lengths[i]]
         prefix, n = batch.prefix_lengths[i], live[i]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glm_jax import sharding
-from glm_jax.attention import dense_attention
+from glm_jax.attention import attention, dense_attention
 from glm_jax.mesh import make_mesh
 from glm_jax.splash import splash_attention, splash_backend
 
@@ -53,6 +53,22 @@ def test_what_it_cannot_express_is_refused():
         splash_backend(q, k, v, prefixes, index, 0.1, jax.random.key(0))
     with pytest.raises(ValueError, match="knows one text a row"):
         splash_backend(q, k, v, prefixes, index, 0.0, None, jnp.ones((1, 128), jnp.int32))
+
+
+def test_queries_behind_the_longest_prefix_are_dense(monkeypatch):
+    q, k, v, _ = _inputs(2, 150)
+    prefixes = jnp.array([40, 128])
+    whole = splash_attention(q, k, v, prefixes, interpret=True)
+    lengths = []
+
+    def interpreted(q, *rest):
+        lengths.append(q.shape[1])
+        return splash_attention(q, *rest, interpret=True)
+
+    monkeypatch.setattr("glm_jax.splash.splash_attention", interpreted)
+    got = attention(q, k, v, prefixes, backend="splash", longest_prefix=128)
+    np.testing.assert_allclose(got, whole, atol=2e-5)
+    assert lengths == [128]
 
 
 def test_queries_at_targets_are_dense():
