@@ -84,10 +84,15 @@ def rule_axes(axis: str, rules: Rules) -> tuple[str, ...]:
     return _names(rules.get(axis))
 
 
-def on_tpu() -> bool:
-    """Whether what is traced here is for TPUs: those of the mesh, which may only be planned, or else the default."""
+def device_kind() -> str:
+    """What runs what is traced here: the kind of the mesh's devices, which may only be planned, or else the default."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return jax.default_backend() == "tpu" if device is None else device.device_kind.startswith("TPU")
+    return (device or jax.devices()[0]).device_kind
+
+
+def on_tpu() -> bool:
+    """Whether what is traced here is for TPUs."""
+    return device_kind().startswith("TPU")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

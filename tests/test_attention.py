@@ -165,6 +165,25 @@ def test_a_known_longest_prefix_drops_both_parts_independently(qkv, monkeypatch)
     assert not np.array_equal(kept[:, 0, :, :6] > 0, kept[:, 6, :, :6] > 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "keys", "dense"),
+    [
+        ("cpu", 4096, True),
+        ("NVIDIA H200", 4096, True),
+        ("TPU v5 lite", 64, False),
+        ("TPU v6 lite", 64, False),
+        ("TPU v5", 1152, True),
+        ("TPU v5", 1153, False),
+    ],
+)
+def test_auto_goes_by_the_chip(monkeypatch, kind, keys, dense):
+    monkeypatch.setattr("glm_jax.attention.device_kind", lambda: kind)
+    monkeypatch.setattr("glm_jax.attention.on_tpu", lambda: kind.startswith("TPU"))
+    x = jax.ShapeDtypeStruct((1, keys, 2, 8), jnp.float32)
+    scores = str(jax.make_jaxpr(lambda q: attention(q, q, q, jnp.ones(1, jnp.int32)))(x))
+    assert (f"[1,2,{keys},{keys}]" in scores) == dense
+
+
 def test_errors_name_the_way_out(qkv):
     q, k, v = qkv
     with pytest.raises(ValueError, match="unknown attention backend 'flesh'; known: auto, chunked, dense, splash"):
