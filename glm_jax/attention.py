@@ -161,7 +161,7 @@ def chunked_attention(
     """As `dense_attention`, in small parts one after another: one head of each group, and a block of queries.
 
     The scores of a part fit a TPU's fast memory, where XLA then keeps them: they never travel to HBM. The backward
-    pass computes them again.
+    pass computes them again. All parts see all keys, whatever the longest prefix is.
     """
     groups = math.gcd(q.shape[2], shards("heads"))  # so that every device works on a head of its own
     queries = q.shape[1]

@@ -214,7 +214,8 @@ def over_rows(x: Float[Array, "*batch R M"], y: Float[Array, "*batch R N"], dtyp
 def _over_rows_on_cpu(x, y, dtype):
     # XLA's fast products contract the last axis of their left factor, where that lies in memory as the last: others
     # run at 0.8 of that in float32, and in bfloat16, which they convert, at 0.4. The narrow factor is the cheap one to
-    # turn; the barrier keeps further turns out of the product.
+    # turn. One barrier keeps XLA from computing it again in turned order, the other keeps further turns out of the
+    # product.
     if x.shape[-1] > y.shape[-1]:
         return jnp.swapaxes(_over_rows_on_cpu(y, x, dtype), -1, -2)
     last, batch = x.ndim - 1, tuple(range(x.ndim - 2))

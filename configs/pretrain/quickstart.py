@@ -3,8 +3,8 @@
     ./launch/quickstart.sh
 
 Measured on two AMD EPYC cores with JAX 0.12: 3 m 6 s (32,000 raw tokens a second, validation included); installing
-takes a minute more. Validation loss 4.231 nats per target, where a unigram has 5.896 and a bigram 5.123; on short blanks
-4.094, 5.198 and 4.583.
+takes a minute more. Validation loss 4.231 nats per target, where a unigram has 5.896 and a bigram 5.123; on short
+blanks 4.094, 5.198 and 4.583.
 """
 
 from glm_jax import config as defaults
