@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from glm_jax.attention import visible
@@ -20,10 +21,10 @@ def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) ->
     if not 0 <= row < len(tokens):
         raise ValueError(f"row {row} is not in a batch of {len(tokens)}: choose 0 … {len(tokens) - 1}")
     piece: Callable[[int], str] = getattr(tokenizer, "id_to_piece", tokenizer)
-    example = {name: np.asarray(value)[row] for name, value in vars(batch).items() if value is not None}
-    prefix = int(example["prefix_lengths"])
-    live = example["target_weights"] > 0
-    target_of = dict(zip(example["target_index"][live].tolist(), example["target_ids"][live].tolist(), strict=True))
+    example = jax.tree.map(lambda value: np.asarray(value)[row], batch)
+    prefix = int(example.prefix_lengths)
+    live = example.target_weights > 0
+    target_of = dict(zip(example.target_index[live].tolist(), example.target_ids[live].tolist(), strict=True))
     used = max([prefix - 1, *target_of]) + 1
 
     header = ("part", "column", "token", "position", "in blank", "target")
@@ -31,23 +32,23 @@ def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) ->
         (
             "A" if i < prefix else "B",
             str(i),
-            piece(int(example["tokens"][i])),
-            str(example["position_ids"][i]),
-            str(example["block_position_ids"][i]),
+            piece(int(example.tokens[i])),
+            str(example.position_ids[i]),
+            str(example.block_position_ids[i]),
             piece(target_of[i]) if i in target_of else "·",
         )
         for i in range(used)
     ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
-        f"objective {OBJECTIVES[int(example['objective'])]}: Part A {prefix} tokens, Part B {used - prefix}, "
+        f"objective {OBJECTIVES[int(example.objective)]}: Part A {prefix} tokens, Part B {used - prefix}, "
         f"{len(target_of)} targets, padding {tokens.shape[1] - used}"
     ]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in table]
     if used <= max_visibility:
         lines.append("who sees whom (a row per query):")
         columns = np.arange(used)
-        segment = example.get("segment_ids", np.zeros(used, int))[:used]
+        segment = (np.zeros(used, int) if example.segment_ids is None else example.segment_ids)[:used]
         sees = visible(np.int32(prefix), columns[:, None], columns[None], segment[:, None], segment[None])
         for query in range(used):
             seen = "".join(".#"[int(known)] for known in sees[query])
@@ -55,6 +56,6 @@ def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) ->
     else:
         lines.append(
             f"who sees whom: query i sees columns 0 … max({prefix}, i + 1) - 1"
-            + (" of its own text" if "segment_ids" in example else "")
+            + ("" if example.segment_ids is None else " of its own text")
         )
     return "\n".join(lines)
