@@ -67,9 +67,6 @@ def _python(page):
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
 
 
-COMMANDS = [(page.name, command) for page in PAGES for command in _commands(page)]
-
-
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A folder in which runs/quickstart is a tiny trained run, and configs/ is the project's."""
@@ -98,17 +95,19 @@ def _run(arguments, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[shlex.join(c)[:60] for _, c in COMMANDS])
-def test_commands_work(page, command, workplace):
-    text = shlex.join(command)
-    if any(text.startswith(prefix) for prefix in ELSEWHERE):
-        return
-    if command[0] == "echo":  # into a file, or into a command
-        words = [word if word in "|>" else shlex.quote(word) for word in command]
-        _run(["bash", "-ec", " ".join(words).replace("| python", f"| {sys.executable}")], workplace)
-        return
-    extra = next(extra for prefix, extra in SHORT.items() if text.startswith(prefix))
-    _run([sys.executable, *command[1:], *extra], workplace)
+# A page at a time: its later commands read what earlier ones wrote, and tests are shared out among processes.
+@pytest.mark.parametrize("page", [p for p in PAGES if any(_commands(p))], ids=lambda p: p.name)
+def test_commands_work(page, workplace):
+    for command in _commands(page):
+        text = shlex.join(command)
+        if any(text.startswith(prefix) for prefix in ELSEWHERE):
+            continue
+        if command[0] == "echo":  # into a file, or into a command
+            words = [word if word in "|>" else shlex.quote(word) for word in command]
+            _run(["bash", "-ec", " ".join(words).replace("| python", f"| {sys.executable}")], workplace)
+            continue
+        extra = next(extra for prefix, extra in SHORT.items() if text.startswith(prefix))
+        _run([sys.executable, *command[1:], *extra], workplace)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if _python(p)], ids=lambda p: p.name)
