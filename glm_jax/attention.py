@@ -13,16 +13,17 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from glm_jax.chips import chip_of
 from glm_jax.dropout import keep_mask, mask_seeds
 from glm_jax.layers import over_rows, precision
-from glm_jax.sharding import device_kind, on_tpu, shards
+from glm_jax.sharding import on_tpu, shards, traced_device
 
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
 _HIDDEN = -1e30
 
 _FEWEST_KEYS_TO_SPLIT = 256  # with fewer, two small products cost more than the scores between A and B that they save
 
-_V5P, _MOST_KEYS_DENSE_ON_V5P = ("TPU v5", "TPU v5p"), 1152
+_MOST_KEYS_DENSE_ON_V5P = 1152
 
 _QUERY_BLOCK = 384  # with 16 rows of 1,152 keys on a chip: 28 MB of scores, of which v5p and v6e hold 128
 
@@ -203,7 +204,9 @@ def _splash(*arguments):
 def _auto(q, k, *rest):
     # On TPUs scores that travel to HBM limit the step; elsewhere small parts one after another only cost time. On v5p
     # XLA keeps too little of the parts in fast memory: up to the row length of every published model dense moves less.
-    dense_is_better = not on_tpu() or (device_kind() in _V5P and k.shape[1] <= _MOST_KEYS_DENSE_ON_V5P)
+    chip = chip_of(traced_device())
+    on_v5p = chip is not None and chip.name == "v5p"
+    dense_is_better = not on_tpu() or (on_v5p and k.shape[1] <= _MOST_KEYS_DENSE_ON_V5P)
     return (dense_attention if dense_is_better else chunked_attention)(q, k, *rest)
 
 

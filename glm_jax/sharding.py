@@ -84,15 +84,14 @@ def rule_axes(axis: str, rules: Rules) -> tuple[str, ...]:
     return _names(rules.get(axis))
 
 
-def device_kind() -> str:
-    """What runs what is traced here: the kind of the mesh's devices, which may only be planned, or else the default."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return (device or jax.devices()[0]).device_kind
+def traced_device() -> Any:
+    """A device such as what is traced here is for: of the mesh, which may only be planned, or else the default one."""
+    return getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or jax.devices()[0]
 
 
 def on_tpu() -> bool:
     """Whether what is traced here is for TPUs."""
-    return device_kind().startswith("TPU")
+    return traced_device().device_kind.startswith("TPU")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

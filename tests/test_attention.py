@@ -1,6 +1,7 @@
 """The visibility rule and the attention that obeys it."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -174,11 +175,12 @@ def test_a_known_longest_prefix_drops_both_parts_independently(qkv, monkeypatch)
         ("TPU v6 lite", 64, False),
         ("TPU v5", 1152, True),
         ("TPU v5", 1153, False),
+        ("TPU v5p", 1152, True),
     ],
 )
 def test_auto_goes_by_the_chip(monkeypatch, kind, keys, dense):
-    monkeypatch.setattr("glm_jax.attention.device_kind", lambda: kind)
-    monkeypatch.setattr("glm_jax.attention.on_tpu", lambda: kind.startswith("TPU"))
+    for module in ("sharding", "attention"):
+        monkeypatch.setattr(f"glm_jax.{module}.traced_device", lambda: types.SimpleNamespace(device_kind=kind))
     x = jax.ShapeDtypeStruct((1, keys, 2, 8), jnp.float32)
     scores = str(jax.make_jaxpr(lambda q: attention(q, q, q, jnp.ones(1, jnp.int32)))(x))
     assert (f"[1,2,{keys},{keys}]" in scores) == dense
