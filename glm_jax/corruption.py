@@ -60,6 +60,9 @@ class CorruptionConfig:
     max_spans: int | None = None
     max_targets: int | None = None
     cap_rate: float = 1e-4
+    # A row with more blanks than T has room for gives up its last tokens: this share of all tokens at most. Room for
+    # the rarest rows would be empty in all others. 0, and a `max_spans` of your own, keep every token.
+    cut_rate: float = 2e-3
 
     def __post_init__(self):
         mixture = (self.blank_infilling, self.sentence, self.document)
@@ -69,6 +72,7 @@ class CorruptionConfig:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
         for name in (
+            "cut_rate",
             "document_suffix_prob",
             "single_span_prob",
             "short_sequence_prob",
@@ -135,9 +139,18 @@ class CorruptionConfig:
         """How many pieces a row of `length` tokens can be cut into."""
         return pieces_lib.most_pieces(length) if self.short_sequence_prob else 1
 
+    def row_spans(self, length: int) -> int:
+        """Blanks that T has room for beside `length` raw tokens. Only rows of blank infilling can have more."""
+        max_spans = self.capacity(length).max_spans
+        if self.max_spans or self.sentence or self.short_sequence_prob or self.masked_lm:
+            return max_spans
+        law = self.mask_ratio, self.average_span_length, self.longest_span
+        room = spans_lib.spans_with_room(length, *law, self.cut_rate) if self.blank_infilling else 1
+        return min(-(-room // 4) * 4, max_spans)
+
     def sequence_length(self, length: int) -> int:
         """T for rows of `length` raw tokens: every blank adds its mask and its start token."""
-        return length if self.masked_lm else length + 2 * self.capacity(length).max_spans
+        return length if self.masked_lm else length + 2 * self.row_spans(length)
 
     def max_block_position(self, length: int) -> int:
         """The largest second position that an example can hold: a row's [CLS] is never blanked."""
@@ -160,7 +173,7 @@ def assemble(
     """Lay one example out as Part A, then Part B, given its spans (paper, figure 2). Shapes without the batch axis.
 
     Several `pieces` (their first columns) stand one behind the other in Part A, each with positions from 0; Part B has
-    the spans of all.
+    the spans of all. There must be room for them: `length` + 2 · spans in T.
     `bits` (`ablation_bits` of them) feed the random ablations; None when the config has none of them.
     """
     row = tokens.size
@@ -310,6 +323,12 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
     options = []
     if widths["infilling"]:
         weights = spans_lib.length_weights(config.average_span_length, config.longest_span)
+        if config.row_spans(row) < slots:
+            budget = spans_lib.budget(config.mask_ratio, length, row)
+            _, drawn = spans_lib.draw_lengths(bits["infilling"][:slots], budget, weights, capacity.max_targets, single)
+            # A shorter text draws the same blanks or fewer.
+            excess = jnp.maximum(length + 2 * drawn.sum() - config.sequence_length(row), 0)
+            length = length - jnp.where(objective == 0, excess, 0)
         drawn = spans_lib.blank_infilling(
             bits["infilling"].reshape(5, slots),
             tokens,
@@ -390,7 +409,8 @@ def corrupt(
     `tokens` are rows `[CLS] document [EOS] …` of `lengths` tokens, then padding; `index` numbers each example in the
     whole run; `key` is the run's. `sentence_ends` marks the ids that end a sentence: the sentence objective and short
     sequences need it. `loss_mask` (1 = predict) hides prompts from suffix generation, as the original does.
-    T and K of the batch: `config.sequence_length(L)` and `config.capacity(L).max_targets`.
+    T and K of the batch: `config.sequence_length(L)` and `config.capacity(L).max_targets`. A row whose blanks do not
+    fit T loses its last tokens (`CorruptionConfig.cut_rate`).
 
     Raises ValueError when `sentence_ends` is needed and absent.
     """

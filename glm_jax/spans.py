@@ -66,13 +66,33 @@ def _budgets(ratio, longest):
 def infilling_capacity(
     length: int, ratio: float, average: float, longest: int, rate: float, pieces: int = 1
 ) -> Capacity:
-    """The smallest S and K that blank infilling of `pieces` times `length` tokens overflows with probability `rate`.
-
-    Exact: the law of (number of draws, masked tokens) when lengths are drawn until int(ratio · length) is reached.
-    """
-    budget = int(ratio * length)
-    if budget == 0:
+    """The smallest S and K that blank infilling of `pieces` times `length` tokens overflows with probability `rate`."""
+    if int(ratio * length) == 0:
         return Capacity(1, 1, 0.0)
+    count_law, targets_law = _infilling_laws(length, ratio, average, longest)
+    counts, targets = np.ones(1), np.ones(1)
+    for _ in range(pieces):
+        counts, targets = np.convolve(counts, count_law), np.convolve(targets, targets_law)
+    more_spans, more_targets = 1 - np.cumsum(counts), 1 - np.cumsum(targets)
+    max_spans, max_targets = (int(np.argmax(more <= rate / 2)) for more in (more_spans, more_targets))
+    return Capacity(max_spans, max_targets, float(more_spans[max_spans] + max(more_targets[max_targets], 0.0)))
+
+
+@functools.cache
+def spans_with_room(length: int, ratio: float, average: float, longest: int, rate: float) -> int:
+    """The fewest spans that T needs room for, if rows of more are cut by two tokens for each: `rate` of all tokens."""
+    if int(ratio * length) == 0:
+        return 1
+    law, _ = _infilling_laws(length, ratio, average, longest)
+    count = np.arange(law.size)
+    cut = [2 * (law * np.maximum(count - room, 0)).sum() / length for room in count]
+    return max(int(np.argmax(np.array(cut) <= rate)), 1)
+
+
+def _infilling_laws(length, ratio, average, longest):
+    """Probabilities of each number of spans, and of each number of targets, when lengths are drawn until
+    int(ratio · length) is reached. Exact."""
+    budget = int(ratio * length)
     weights = length_weights(average, longest)
     alive = np.zeros(budget)  # probability of each sum below the budget after c draws
     alive[0] = 1.0
@@ -82,12 +102,7 @@ def infilling_capacity(
         stopped, alive = total[budget:], total[:budget]  # stopped: with that many masked tokens
         count_law[draws] = stopped.sum()
         targets_law[budget + draws : budget + draws + stopped.size] += stopped
-    counts, targets = np.ones(1), np.ones(1)
-    for _ in range(pieces):
-        counts, targets = np.convolve(counts, count_law), np.convolve(targets, targets_law)
-    more_spans, more_targets = 1 - np.cumsum(counts), 1 - np.cumsum(targets)
-    max_spans, max_targets = (int(np.argmax(more <= rate / 2)) for more in (more_spans, more_targets))
-    return Capacity(max_spans, max_targets, float(more_spans[max_spans] + max(more_targets[max_targets], 0.0)))
+    return count_law, targets_law
 
 
 def below(bits: UInt32[Array, "..."], bound: int | Int[Array, "..."]) -> Int[Array, "..."]:

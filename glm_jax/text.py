@@ -71,8 +71,10 @@ class Text:
         length = config.data.sequence_length
         capacity = run.corruption.capacity(length)
         logger.info(
-            "corruption: T = %d, at most %d blanks and %d targets an example; blank infilling wants more with p = %.1e",
-            run.corruption.sequence_length(length), capacity.max_spans, capacity.max_targets, capacity.cap_rate,
+            "corruption: T = %d, with room for %d blanks in a full row; at most %d blanks and %d targets an example; "
+            "blank infilling wants more with p = %.1e",
+            run.corruption.sequence_length(length), run.corruption.row_spans(length), capacity.max_spans,
+            capacity.max_targets, capacity.cap_rate,
         )  # fmt: skip
         return run
 

@@ -177,7 +177,7 @@ def stats():
 
 
 def test_blank_infilling_follows_the_original_law(stats, fidelity):
-    batch, config = _sample(_rows(N, 512))
+    batch, config = _sample(_rows(N, 512), cut_rate=0.0)  # the original keeps every token
     capacity = config.capacity(512)
     spans = [_decode(batch, i) for i in range(N)]
     lengths = np.concatenate([[n - 1 for _, n in row] for row in spans])  # the end token counts in n
@@ -338,6 +338,41 @@ def test_capacity_is_exact_and_bites_as_often_as_it_says():
     assert config.capacity(512).cap_rate < 1e-4
 
 
+def test_rows_with_many_blanks_give_up_their_last_tokens():
+    """T is what most rows need; as much text is lost as the config allows at most, and no other row changes."""
+    rows, length = _rows(4000, 128), 128
+    whole, roomy = _sample(rows, cut_rate=0.0)
+    batch, config = _sample(rows)
+    width = config.sequence_length(length)
+    assert batch.tokens.shape[1] == width == 144 < roomy.sequence_length(length)
+    spans = (whole.block_position_ids == 1).sum(1)
+    fits = length + 2 * spans <= width
+    np.testing.assert_array_equal(batch.tokens[fits], whole.tokens[fits][:, :width])
+    np.testing.assert_array_equal(batch.target_source[fits], whole.target_source[fits])
+
+    masked, blanks = (batch.target_source < length).sum(1), (batch.block_position_ids == 1).sum(1)
+    kept = batch.prefix_lengths - blanks + masked
+    assert (kept[fits] == length).all() and (kept[~fits] < length).all()
+    assert (kept + 2 * blanks <= width).all()
+    assert ((length - kept)[~fits] == 2 * spans[~fits] - (width - length)).all()
+    for i in np.flatnonzero(~fits)[:50]:
+        text = np.setdiff1d(np.arange(kept[i]), batch.target_source[i])
+        is_mask = batch.tokens[i, : batch.prefix_lengths[i]] == SPECIAL.mask
+        np.testing.assert_array_equal(batch.tokens[i, : batch.prefix_lengths[i]][~is_mask], rows[i, text])
+    lost = (length - kept).mean() / length
+    assert 0 < lost < config.cut_rate
+    rates = {rate: spans_lib.spans_with_room(length, 0.15, 3.0, 39, rate) for rate in (0.0, 2e-3, 5e-3, 0.5)}
+    assert rates == {0.0: 19, 2e-3: 8, 5e-3: 7, 0.5: 1}
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_spans": 16}, {"sentence": 1.0}, {"short_sequence_prob": 0.5}, {"cut_rate": 0}]
+)
+def test_rows_are_whole_where_that_is_wanted_or_their_blanks_follow_from_the_text(options):
+    config = CorruptionConfig(**options)
+    assert config.sequence_length(128) == 128 + 2 * config.capacity(128).max_spans
+
+
 def test_examples_depend_on_their_index_alone():
     """Batch size, neighbours and place in the batch change nothing; another index or seed does."""
     config = CorruptionConfig(blank_infilling=1, sentence=1, document=1, task_masks=True, short_sequence_prob=0.3)
@@ -399,6 +434,7 @@ def test_every_length_from_nothing_up_gives_a_lawful_example(mixture):
         ({"random_position": True}, "max_position"),
         ({"masked_lm": True, "sentence": 1}, "masked_lm"),
         ({"single_span_prob": 2}, "single_span_prob=2"),
+        ({"cut_rate": -0.1}, "cut_rate=-0.1"),
         ({"short_sequence_prob": 0.1, "sentinel_offset": 900, "max_position": 512}, "short_sequence_prob=0"),
     ],
 )
