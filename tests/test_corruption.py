@@ -352,7 +352,8 @@ def test_rows_with_many_blanks_give_up_their_last_tokens():
 
     masked, blanks = (batch.target_source < length).sum(1), (batch.block_position_ids == 1).sum(1)
     kept = batch.prefix_lengths - blanks + masked
-    assert (kept[fits] == length).all() and (kept[~fits] < length).all()
+    assert (kept[fits] == length).all()
+    assert (kept[~fits] < length).all()
     assert (kept + 2 * blanks <= width).all()
     assert ((length - kept)[~fits] == 2 * spans[~fits] - (width - length)).all()
     for i in np.flatnonzero(~fits)[:50]:
