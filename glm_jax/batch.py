@@ -1,10 +1,21 @@
 """The one structure that passes from the corruption to the model and the loss."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
+import jax.numpy as jnp
+import numpy as np
 
 Leaf = Any  # a pytree is mapped over, so its leaves are not always arrays: shapes stand beside each field
+
+
+class Lane(NamedTuple):
+    """The place of one example in a row of the model. All of it is known when the step is compiled."""
+
+    columns: int  # of the row's T
+    targets: int  # of the row's K
+    longest_prefix: int | None = None  # no Part A is longer; None: it may fill the lane
 
 
 @flax.struct.dataclass
@@ -13,6 +24,9 @@ class Batch:
 
     Lengths are explicit: padding is what lies behind `prefix_lengths` + the used targets, never a token id.
     Only Part B is predicted, so targets are gathered to a static width K; unused slots have weight 0 and index 0.
+
+    Where `lanes` names P > 1 of them, a row holds P examples side by side, blind to each other: T and K are sums over
+    the lanes, `prefix_lengths` and `objective` are [B P], and an unused slot points to the first column of its lane.
     """
 
     tokens: Leaf  # int32 [B T]
@@ -26,5 +40,61 @@ class Batch:
     objective: Leaf  # int32 [B], index into `corruption.OBJECTIVES`
     # int32 [B T], which of several texts a token belongs to (from 1; 0: to all of them); None: there is one a row
     segment_ids: Leaf = None
-    # No Part A is longer. Known when the step is compiled, unlike `prefix_lengths`; None: it may fill the row
-    longest_prefix: int | None = flax.struct.field(pytree_node=False, default=None)
+    lanes: tuple[Lane, ...] | None = flax.struct.field(pytree_node=False, default=None)  # None: one example a row
+
+    def target_objective(self) -> Leaf:
+        """The objective of each target, int32 [B K] or [B 1]."""
+        if self.lanes is None or len(self.lanes) == 1:
+            return self.objective[:, None]
+        widths = np.array([lane.targets for lane in self.lanes])
+        return jnp.repeat(self.objective, widths, axis=1, total_repeat_length=int(widths.sum()))
+
+    def apart(self) -> list["Batch"]:
+        """A batch for each lane, as they were before `side_by_side`."""
+        if self.lanes is None or len(self.lanes) == 1:
+            return [self]
+        parts, column, target = [], 0, 0
+        for number, lane in enumerate(self.lanes):
+            columns, targets = np.s_[:, column : column + lane.columns], np.s_[:, target : target + lane.targets]
+            parts.append(
+                Batch(
+                    tokens=self.tokens[columns],
+                    position_ids=self.position_ids[columns],
+                    block_position_ids=self.block_position_ids[columns],
+                    prefix_lengths=self.prefix_lengths[:, number],
+                    target_index=self.target_index[targets] - column,
+                    target_ids=self.target_ids[targets],
+                    target_weights=self.target_weights[targets],
+                    target_source=self.target_source[targets],
+                    objective=self.objective[:, number],
+                    segment_ids=None if self.segment_ids is None else self.segment_ids[columns],
+                    lanes=(lane,),
+                )
+            )
+            column, target = column + lane.columns, target + lane.targets
+        return parts
+
+
+def side_by_side(parts: Sequence[Batch]) -> Batch:
+    """One batch whose rows hold a row of each part; every part says its one lane."""
+    lanes = tuple(lane for part in parts for lane in part.lanes)
+    first_columns = np.cumsum([0, *(lane.columns for lane in lanes)])
+
+    def joined(name):
+        return jnp.concatenate([getattr(part, name) for part in parts], axis=1)
+
+    return Batch(
+        tokens=joined("tokens"),
+        position_ids=joined("position_ids"),
+        block_position_ids=joined("block_position_ids"),
+        prefix_lengths=jnp.stack([part.prefix_lengths for part in parts], axis=1),
+        target_index=jnp.concatenate(
+            [part.target_index + int(first) for part, first in zip(parts, first_columns, strict=False)], axis=1
+        ),
+        target_ids=joined("target_ids"),
+        target_weights=joined("target_weights"),
+        target_source=joined("target_source"),
+        objective=jnp.stack([part.objective for part in parts], axis=1),
+        segment_ids=None if parts[0].segment_ids is None else joined("segment_ids"),
+        lanes=lanes,
+    )

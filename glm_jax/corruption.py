@@ -16,24 +16,29 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from glm_jax import pieces as pieces_lib
 from glm_jax import spans as spans_lib
-from glm_jax.batch import Batch
+from glm_jax.batch import Batch, Lane, side_by_side
 from glm_jax.spans import Capacity, Spans
 from glm_jax.tokenizers.special import SpecialTokens
 
 OBJECTIVES = ("blank_infilling", "sentence", "document")
+_MOST_LANES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionConfig:
     """What is blanked and how it is laid out. The defaults are the paper's blank infilling.
 
-    The original chooses one objective per batch; here every example draws its own, with the same probabilities.
+    The original chooses one objective per batch; here every example draws its own, with the same probabilities, or
+    (`side_by_side`) examples take turns.
     """
 
     # The mixture (probabilities, normalised).
     blank_infilling: float = 1.0
     sentence: float = 0.0
     document: float = 0.0
+    # Every row of the model holds one example of each objective, or as many as the mixture says, in a lane of its own
+    # whose T and K are that objective's. Nothing is left empty in a row of short blanks for the sake of documents.
+    side_by_side: bool = False
     # The laws of the spans.
     mask_ratio: float = 0.15
     average_span_length: float = 3.0  # Poisson λ; length 0 is excluded, so the mean is λ / (1 - e^-λ)
@@ -101,12 +106,35 @@ class CorruptionConfig:
             )
         if self.document and not self.block_positions:
             raise ValueError("the document objective needs block_positions: one blank cannot be read without them")
+        if self.side_by_side and not self._shares():
+            raise ValueError(
+                f"side_by_side: a row of at most {_MOST_LANES} examples cannot hold the mixture {mixture}: take "
+                "weights in the ratio of small whole numbers, or side_by_side=False"
+            )
 
     @property
     def mixture(self) -> tuple[float, float, float]:
         """Normalised probabilities of `OBJECTIVES`."""
         total = self.blank_infilling + self.sentence + self.document
         return self.blank_infilling / total, self.sentence / total, self.document / total
+
+    def _shares(self) -> tuple[int, ...]:
+        """Examples of each objective in the smallest group that holds the mixture exactly; () where none is small."""
+        for size in range(1, _MOST_LANES + 1):
+            shares = [size * share for share in self.mixture]
+            if all(abs(share - round(share)) < 1e-6 for share in shares):
+                return tuple(map(round, shares))
+        return ()
+
+    def lanes(self) -> tuple["CorruptionConfig", ...]:
+        """The corruption of every example that shares a row, in order: consecutive examples of a run."""
+        if not self.side_by_side:
+            return (self,)
+        alone = [
+            dataclasses.replace(self, side_by_side=False, **{other: float(other == objective) for other in OBJECTIVES})
+            for objective in OBJECTIVES
+        ]
+        return tuple(config for config, share in zip(alone, self._shares(), strict=True) for _ in range(share))
 
     def capacity(self, length: int) -> Capacity:
         """Static sizes for rows of `length` tokens, and the rate at which blank infilling meets them.
@@ -149,8 +177,18 @@ class CorruptionConfig:
         return min(-(-room // 4) * 4, max_spans)
 
     def sequence_length(self, length: int) -> int:
-        """T for rows of `length` raw tokens: every blank adds its mask and its start token."""
+        """T for rows of `length` raw tokens: every blank adds its mask and its start token. Lanes add up."""
+        if self.side_by_side:
+            return sum(lane.sequence_length(length) for lane in self.lanes())
         return length if self.masked_lm else length + 2 * self.row_spans(length)
+
+    def longest_prefix(self, length: int) -> int:
+        """The most tokens that Part A of one example can have, from rows of `length`."""
+        if self.blank_infilling or self.sentence or self.single_span_prob or self.short_sequence_prob:
+            return length  # a blank is at least as long as its mask
+        rows = np.arange(length + 1)
+        least = np.minimum([int(self.document_min_ratio * n) for n in rows], np.maximum(rows - 2, 0))
+        return int((rows - least + 1).max())
 
     def max_block_position(self, length: int) -> int:
         """The largest second position that an example can hold: a row's [CLS] is never blanked."""
@@ -212,7 +250,6 @@ def assemble(
         "target_weights": weights,
         "target_source": jnp.where(live & ~is_end, source, row),
         "objective": jnp.int32(0),
-        "longest_prefix": row,  # a blank is at least as long as its mask
     }
 
     if config.masked_lm:
@@ -409,10 +446,10 @@ def corrupt(
     `tokens` are rows `[CLS] document [EOS] …` of `lengths` tokens, then padding; `index` numbers each example in the
     whole run; `key` is the run's. `sentence_ends` marks the ids that end a sentence: the sentence objective and short
     sequences need it. `loss_mask` (1 = predict) hides prompts from suffix generation, as the original does.
-    T and K of the batch: `config.sequence_length(L)` and `config.capacity(L).max_targets`. A row whose blanks do not
-    fit T loses its last tokens (`CorruptionConfig.cut_rate`).
+    T and K of the batch: `config.sequence_length(L)` and `config.capacity(L).max_targets`, or their sums over
+    `config.lanes()`. A row whose blanks do not fit T loses its last tokens (`CorruptionConfig.cut_rate`).
 
-    Raises ValueError when `sentence_ends` is needed and absent.
+    Raises ValueError when `sentence_ends` is needed and absent, and for examples that do not fill their lanes.
     """
     if sentence_ends is None:
         if config.sentence or config.short_sequence_prob:
@@ -420,5 +457,18 @@ def corrupt(
         sentence_ends = jnp.zeros(1, bool)
     if loss_mask is None:
         loss_mask = jnp.ones(tokens.shape, jnp.float32)
-    one = functools.partial(_corrupt_example, config=config, special=special)
-    return jax.vmap(one, (None, 0, 0, 0, None, 0))(key, tokens, lengths, index, sentence_ends, loss_mask)
+    examples, row = tokens.shape
+    lanes = config.lanes()
+    if examples % len(lanes):
+        raise ValueError(f"{examples} examples do not fill rows of {len(lanes)}: take a multiple of {len(lanes)}")
+
+    def corrupted(number, lane):
+        # By a reshape, so that rows stay on their devices.
+        arrays = [a.reshape(-1, len(lanes), *a.shape[1:])[:, number] for a in (tokens, lengths, index, loss_mask)]
+        one = functools.partial(_corrupt_example, config=lane, special=special)
+        batch = jax.vmap(one, (None, 0, 0, 0, None, 0))(key, *arrays[:3], sentence_ends, arrays[3])
+        place = Lane(batch.tokens.shape[1], batch.target_ids.shape[1], lane.longest_prefix(row))
+        return batch.replace(lanes=(place,))
+
+    parts = [corrupted(number, lane) for number, lane in enumerate(lanes)]
+    return parts[0] if len(parts) == 1 else side_by_side(parts)

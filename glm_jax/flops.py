@@ -10,6 +10,8 @@ def useful_flops(config, batch) -> float:
     attention between visible pairs, vocabulary at targets. Not counted: padding, hidden pairs, what remat computes
     again, the optimizer. `config` is a GLMConfig, `batch` a Batch on the host.
     """
+    if len(parts := batch.apart()) > 1:
+        return sum(useful_flops(config, part) for part in parts)
     prefix = np.asarray(batch.prefix_lengths, np.float64)
     is_target = np.asarray(batch.target_weights) > 0
     targets = is_target.sum(1).astype(np.float64)

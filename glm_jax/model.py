@@ -20,6 +20,7 @@ from flax.core import meta
 from jaxtyping import Array, Float, Int
 
 from glm_jax.attention import BACKENDS, KVCache, attention, cached_attention
+from glm_jax.batch import Lane
 from glm_jax.dropout import dropout
 from glm_jax.layers import DENSE, Embedding, LayerNorm, Linear, gelu
 
@@ -143,13 +144,13 @@ class Attention(nn.Module):
 
     config: GLMConfig
     deterministic: bool
-    longest_prefix: int | None = None
+    lanes: tuple[Lane, ...] | None = None
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "BT D"],
-        prefix_lengths: Int[Array, "B"],
+        prefix_lengths: Int[Array, "B *P"],
         query_index: Int[Array, "B K"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
@@ -179,22 +180,40 @@ class Attention(nn.Module):
         if cache is not None:
             attended = cached_attention(q, k, v, cache, prefix_lengths, answer_length)
         else:
-            drop = config.attention_dropout > 0.0 and not self.deterministic
-            attended = attention(
-                q,
-                k,
-                v,
-                prefix_lengths,
-                query_index=query_index,
-                segment_ids=segment_ids,
-                longest_prefix=self.longest_prefix,
-                backend=config.attention_backend,
-                dropout_rate=config.attention_dropout,
-                dropout_key=self.make_rng("dropout") if drop else None,
-            )
+            attended = self._attend(q, k, v, prefix_lengths, query_index, segment_ids)
         stddev = config.init_std / (2 * config.num_layers) ** 0.5
         dense = Linear(heads, (width,), ("heads", "head_dim", "embed"), stddev, config.dtype, name="dense")
         return dense(attended.reshape(-1, *heads)), (k, v)
+
+    def _attend(self, q, k, v, prefix_lengths, query_index, segment_ids):
+        """Each lane by itself."""
+        config = self.config
+        drop = config.attention_dropout > 0.0 and not self.deterministic
+        lanes = self.lanes or (Lane(k.shape[1], q.shape[1]),)
+        prefix_lengths = prefix_lengths.reshape(-1, len(lanes))
+        attended, column, target = [], 0, 0
+        for number, lane in enumerate(lanes):
+            columns = queries = np.s_[:, column : column + lane.columns]
+            index = None
+            if query_index is not None:
+                queries = np.s_[:, target : target + lane.targets]
+                index = query_index[queries] - column
+            attended.append(
+                attention(
+                    q[queries],
+                    k[columns],
+                    v[columns],
+                    prefix_lengths[:, number],
+                    query_index=index,
+                    segment_ids=None if segment_ids is None else segment_ids[columns],
+                    longest_prefix=lane.longest_prefix,
+                    backend=config.attention_backend,
+                    dropout_rate=config.attention_dropout,
+                    dropout_key=self.make_rng("dropout") if drop else None,
+                )
+            )
+            column, target = column + lane.columns, target + lane.targets
+        return attended[0] if len(lanes) == 1 else jnp.concatenate(attended, axis=1)
 
 
 class MLP(nn.Module):
@@ -218,13 +237,13 @@ class Layer(nn.Module):
 
     config: GLMConfig
     deterministic: bool = True
-    longest_prefix: int | None = None
+    lanes: tuple[Lane, ...] | None = None
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "BT D"],
-        prefix_lengths: Int[Array, "B"],
+        prefix_lengths: Int[Array, "B *P"],
         query_index: Int[Array, "B K"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
@@ -233,7 +252,7 @@ class Layer(nn.Module):
         """The layer's output at every position, or at the positions `query_index` only, and its keys and values."""
         config = self.config
         normed = LayerNorm(config.dtype, name="input_layernorm")(x)
-        attend = Attention(config, self.deterministic, self.longest_prefix, name="attention")
+        attend = Attention(config, self.deterministic, self.lanes, name="attention")
         branch, keys_and_values = attend(normed, prefix_lengths, query_index, segment_ids, cache, answer_length)
         x = (x if query_index is None else _rows(x, query_index)) + self._dropout(branch)
         x = nn.with_logical_constraint(x, ("batch", None))
@@ -272,19 +291,20 @@ class GLM(nn.Module):
         tokens: Int[Array, "B T"],
         position_ids: Int[Array, "B T"],
         block_position_ids: Int[Array, "B T"],
-        prefix_lengths: Int[Array, "B"],
+        prefix_lengths: Int[Array, "B *P"],
         target_index: Int[Array, "B K"] | None = None,
         *,
         segment_ids: Int[Array, "B T"] | None = None,
-        longest_prefix: int | None = None,
+        lanes: tuple[Lane, ...] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B _ V"]:
         """Float32 logits at every position [B T V], or at the positions `target_index` only [B K V].
 
         With `target_index` the other positions neither meet the vocabulary nor pass the last layer beyond its keys and
         values. `segment_ids` are for several texts in a row, or several answers to one: a token sees those of its own
-        segment, and of segment 0. `longest_prefix` is for `attention.attention`. `deterministic=False` needs
-        rngs={"dropout": key} unless both rates are 0. See `check_lengths` for positions outside the tables.
+        segment, and of segment 0. `lanes` says how wide the examples are that stand side by side in a row, blind to
+        each other; `prefix_lengths` are [B P] then. `deterministic=False` needs rngs={"dropout": key} unless both rates
+        are 0. See `check_lengths` for positions outside the tables.
         """
         hidden = self.hidden_states(
             tokens,
@@ -293,7 +313,7 @@ class GLM(nn.Module):
             prefix_lengths,
             target_index,
             segment_ids=segment_ids,
-            longest_prefix=longest_prefix,
+            lanes=lanes,
             deterministic=deterministic,
         )
         logits = self.word_embeddings.attend(hidden.reshape(-1, self.config.hidden_size))
@@ -305,15 +325,17 @@ class GLM(nn.Module):
         tokens: Int[Array, "B T"],
         position_ids: Int[Array, "B T"],
         block_position_ids: Int[Array, "B T"],
-        prefix_lengths: Int[Array, "B"],
+        prefix_lengths: Int[Array, "B *P"],
         target_index: Int[Array, "B K"] | None = None,
         *,
         segment_ids: Int[Array, "B T"] | None = None,
-        longest_prefix: int | None = None,
+        lanes: tuple[Lane, ...] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B _ D"]:
         """What the head reads, after the final layer norm; arguments as for the logits."""
         config = self.config
+        if lanes and sum(lane.columns for lane in lanes) != tokens.shape[1]:
+            raise ValueError(f"the columns of {lanes} must add up to those of a row, {tokens.shape[1]}")
         x = self.word_embeddings(tokens) + self.position_embeddings(position_ids)
         if config.block_positions:
             x = x + self.block_position_embeddings(block_position_ids)
@@ -324,7 +346,7 @@ class GLM(nn.Module):
             key, *keys = jax.random.split(self.make_rng("dropout"), config.num_layers + 1)
             keys = jnp.stack(keys)
             x = dropout(x, config.hidden_dropout, key)
-        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys, segment_ids, longest_prefix)
+        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys, segment_ids, lanes)
         return self.final_layernorm(x).reshape(tokens.shape[0], -1, config.hidden_size)
 
 
@@ -332,17 +354,17 @@ def apply_layers(
     config: GLMConfig,
     layers: Any,
     x: Float[Array, "BT D"],
-    prefix_lengths: Int[Array, "B"],
+    prefix_lengths: Int[Array, "B *P"],
     target_index: Int[Array, "B K"] | None = None,
     dropout_keys: Any | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-    longest_prefix: int | None = None,
+    lanes: tuple[Lane, ...] | None = None,
 ) -> Float[Array, "BK D"]:
     """Runs the stacked parameters `layers` over x; the last layer only at `target_index` where that is given."""
 
     def step(x, params_and_key, query_index=None):
         params, key = params_and_key
-        layer = Layer(config, key is None, longest_prefix, parent=None)  # applied to its parameters, owned by none
+        layer = Layer(config, key is None, lanes, parent=None)  # applied to its parameters, owned by none
         rngs = None if key is None else {"dropout": key}
         return layer.apply({"params": params}, x, prefix_lengths, query_index, segment_ids, rngs=rngs)[0]
 

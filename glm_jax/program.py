@@ -58,6 +58,7 @@ class Program:
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # rows: of the run's objective
     eval_step: Callable[[Any, Any], Sums] | None
+    corrupt: Callable[[Rows], Batch] | None  # as the training step does
     corrupt_held_out: Callable[[Rows], Batch] | None  # validation's own randomness: the same in every evaluation
 
     def activate(self):
@@ -93,9 +94,18 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
             "block_positions does not have: set model.block_positions = True, or sentinel_offset = None"
         )
     length = config.data.sequence_length
-    corruption.capacity(length)
+    for lane in corruption.lanes():
+        lane.capacity(length)
     check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
-    return check_mesh(config, devices)
+    mesh, rules = check_mesh(config, devices)
+    lanes, micro_batch = len(corruption.lanes()), config.batch_size // config.accumulation
+    if micro_batch % (lanes * sharding.batch_shards(mesh, rules)):
+        raise ValueError(
+            f"corruption.side_by_side puts {lanes} examples into a row, and {micro_batch} examples of a micro batch "
+            f"are no multiple of {lanes} on each of {sharding.batch_shards(mesh, rules)} parts of the mesh: change "
+            "batch_size, or set corruption.side_by_side = False"
+        )
+    return mesh, rules
 
 
 def check_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mesh, sharding.Rules]:
@@ -191,12 +201,15 @@ def build(
     corrupt_rows, corrupt_held_out = (
         make_corrupt(seed, corruption, special, sentence_ends) for seed in (config.seed, config.seed + 1)
     )
-    built = build_for(model, blank_infilling(model, corrupt_rows), config, schedule, mesh, rules)
+    built = build_for(
+        model, blank_infilling(model, corrupt_rows), config, schedule, mesh, rules, together=len(corruption.lanes())
+    )
     evaluate = make_eval_step(blank_infilling(model, corrupt_held_out))
     return dataclasses.replace(
         built,
         corruption=corruption,
         eval_step=jax.jit(evaluate, out_shardings=sharding.replicated(mesh)),
+        corrupt=jax.jit(corrupt_rows),
         corrupt_held_out=jax.jit(corrupt_held_out),
     )
 
@@ -209,10 +222,11 @@ def build_for(
     mesh: Mesh,
     rules: sharding.Rules,
     parameters: Callable[[GLMConfig, Any], Any] = initial_parameters,
+    together: int = 1,
 ) -> Program:
     """The functions of a run that minimises `objective`: those that evaluate are None.
 
-    `parameters` makes fresh ones, boxed with their logical axes.
+    `parameters` makes fresh ones, boxed with their logical axes. `together` is for `make_train_step`.
     """
     rate = optimizer.schedule(
         config.schedule.name,
@@ -227,7 +241,7 @@ def build_for(
         tx = optimizer.make_optimizer(names, rate, **config.optimizer.to_dict())
         boxed = jax.eval_shape(functools.partial(init_state, model, tx, parameters=parameters), key)
     shardings = sharding.state_shardings(boxed, mesh, rules)
-    step = make_train_step(model, tx, objective, seed=config.seed, accumulation=config.accumulation)
+    step = make_train_step(model, tx, objective, seed=config.seed, accumulation=config.accumulation, together=together)
     replicated = sharding.replicated(mesh)
     return Program(
         model=model,
@@ -240,5 +254,6 @@ def build_for(
         init=jax.jit(lambda key: sharding.unbox(init_state(model, tx, key, parameters)), out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
         eval_step=None,
+        corrupt=None,
         corrupt_held_out=None,
     )

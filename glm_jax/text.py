@@ -69,13 +69,14 @@ class Text:
             vocab_size=tokenizer.vocab_size, special=tokenizer.special, sentence_ends=tokenizer.sentence_ends(),
         )  # fmt: skip
         length = config.data.sequence_length
-        capacity = run.corruption.capacity(length)
-        logger.info(
-            "corruption: T = %d, with room for %d blanks in a full row; at most %d blanks and %d targets an example; "
-            "blank infilling wants more with p = %.1e",
-            run.corruption.sequence_length(length), run.corruption.row_spans(length), capacity.max_spans,
-            capacity.max_targets, capacity.cap_rate,
-        )  # fmt: skip
+        for number, lane in enumerate(lanes := run.corruption.lanes()):
+            capacity = lane.capacity(length)
+            logger.info(
+                "corruption%s: T = %d, room for %d blanks beside a full row; at most %d blanks and %d targets an "
+                "example; blank infilling wants more with p = %.1e",
+                f" of lane {number + 1}" if len(lanes) > 1 else "", lane.sequence_length(length),
+                lane.row_spans(length), capacity.max_spans, capacity.max_targets, capacity.cap_rate,
+            )  # fmt: skip
         return run
 
     def fingerprint(self) -> list:
@@ -85,9 +86,7 @@ class Text:
     @staticmethod
     def flops_per_token(run: program.Program, rows: Rows) -> float:
         """Useful operations of a raw token in this batch. Every host calls it: the batch is spread over all."""
-        gather = jax.jit(
-            lambda rows: (run.corrupt_held_out(rows), rows.lengths), out_shardings=sharding.replicated(run.mesh)
-        )
+        gather = jax.jit(lambda rows: (run.corrupt(rows), rows.lengths), out_shardings=sharding.replicated(run.mesh))
         batch, lengths = jax.device_get(gather(rows))
         return useful_flops(run.model.config, batch) / max(float(lengths.sum()), 1.0)
 

@@ -92,7 +92,7 @@ def apply_loss(
         batch.prefix_lengths,
         batch.target_index,
         segment_ids=batch.segment_ids,
-        longest_prefix=batch.longest_prefix,
+        lanes=batch.lanes,
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         method="hidden_states",
@@ -100,7 +100,7 @@ def apply_loss(
     weights = batch.target_weights
     found = target_losses(hidden, params["word_embeddings"]["embedding"], batch.target_ids, weights, score=score)
     # Text or end token, for each objective: six kinds of targets.
-    kind = batch.objective[:, None] * 2 + (batch.target_source >= rows.tokens.shape[1])
+    kind = batch.target_objective() * 2 + (batch.target_source >= rows.tokens.shape[1])
     kinds = kind[None] == jnp.arange(2 * len(OBJECTIVES))[:, None, None]
 
     def by_kind(values):
@@ -131,13 +131,15 @@ def make_train_step(
     *,
     seed: int,
     accumulation: int = 1,
+    together: int = 1,
 ) -> Callable[[TrainState, Leaf], tuple[TrainState, dict[str, Leaf]]]:
     """Returns step(state, rows) -> (state, metrics); jit it with the state donated.
 
     `objective` gives a sum of losses and the `Sums` of the rows; `rows` is what it reads.
     The loss is the mean over all targets of the global batch. (The original takes the mean per device and micro batch
     and then the mean of those, which weights short answers more.) With `accumulation` > 1 the rows are cut into that
-    many micro batches, whose gradients a scan adds up; only dropout depends on the cut.
+    many micro batches, whose gradients a scan adds up; only dropout depends on the cut. It never parts `together`
+    consecutive rows: those that share a row of the model.
     Metrics: the loss, gradient norm before clipping, learning rate, and the `Sums` of the batch.
     """
     rates = (model.config.hidden_dropout, model.config.attention_dropout)
@@ -156,8 +158,12 @@ def make_train_step(
             # Divided where the gradient begins: a division at its end is one more pass over all parameters.
             grads, sums = gradients(state.params, rows, key, of_mean=True)
         else:
-            # Every accumulation-th row, so that a micro batch stays spread over the devices as the batch is.
-            micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), rows)
+            # Every accumulation-th of them, so that a micro batch stays spread over the devices as the batch is.
+            def cut(x):
+                groups = jnp.swapaxes(x.reshape(-1, accumulation, together, *x.shape[1:]), 0, 1)
+                return groups.reshape(accumulation, -1, *x.shape[1:])
+
+            micro = jax.tree.map(cut, rows)
 
             def add(total, part):
                 number, rows = part

@@ -61,20 +61,26 @@ def baselines(program: Program, ngrams: NgramBaseline, batches: Iterator[Rows], 
     """
     losses, counts = np.zeros((len(OBJECTIVES), 3)), np.zeros((len(OBJECTIVES), 2))
     for rows in batches:
-        batch = jax.device_get(program.corrupt_held_out(rows))
-        row, slot = np.nonzero(batch.target_weights > 0)
-        source, target, objective = batch.target_source[row, slot], batch.target_ids[row, slot], batch.objective[row]
-        text = source < rows.tokens.shape[1]
-        previous = np.where(source > 0, rows.tokens[row, np.maximum(source - 1, 0)], cls)
-        models = (
-            ngrams.unigram_nll(target),
-            ngrams.nll(previous, target, add_k=1.0),
-            ngrams.nll(previous, target),
-        )
-        for number, nll in enumerate(models):
-            losses[:, number] += np.bincount(objective[text], nll[text], minlength=len(OBJECTIVES))
-        for end in (0, 1):
-            counts[:, end] += np.bincount(objective[text != end], minlength=len(OBJECTIVES))
+        lanes = jax.device_get(program.corrupt_held_out(rows)).apart()
+        for lane, batch in enumerate(lanes):
+            tokens = rows.tokens[lane :: len(lanes)]
+            row, slot = np.nonzero(batch.target_weights > 0)
+            source, target, objective = (
+                batch.target_source[row, slot],
+                batch.target_ids[row, slot],
+                batch.objective[row],
+            )
+            text = source < tokens.shape[1]
+            previous = np.where(source > 0, tokens[row, np.maximum(source - 1, 0)], cls)
+            models = (
+                ngrams.unigram_nll(target),
+                ngrams.nll(previous, target, add_k=1.0),
+                ngrams.nll(previous, target),
+            )
+            for number, nll in enumerate(models):
+                losses[:, number] += np.bincount(objective[text], nll[text], minlength=len(OBJECTIVES))
+            for end in (0, 1):
+                counts[:, end] += np.bincount(objective[text != end], minlength=len(OBJECTIVES))
     total = counts.sum(1)
     share = counts / np.maximum(total, 1)[:, None]
     # What telling text from end tokens costs: the entropy of their shares.

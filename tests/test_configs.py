@@ -87,7 +87,8 @@ def test_config_builds(name, stage):
     )
     with run.activate():
         batch = jax.eval_shape(run.corrupt_held_out, shapes)
-    assert batch.tokens.shape == (rows, run.corruption.sequence_length(config.data.sequence_length))
+    lanes = len(run.corruption.lanes())
+    assert batch.tokens.shape == (rows // lanes, run.corruption.sequence_length(config.data.sequence_length))
     if name in PUBLISHED:
         label, count = PUBLISHED[name]
         assert parameter_count(run.model.config) == count

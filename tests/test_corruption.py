@@ -390,6 +390,38 @@ def test_examples_depend_on_their_index_alone():
     assert len(set(np.asarray(whole.objective))) == 3
 
 
+def test_examples_side_by_side_are_those_that_stand_alone():
+    """Each has the columns and targets of its own objective; nothing else tells it from an example with its own row."""
+    config = CorruptionConfig(1, 0, 2, side_by_side=True, task_masks=True)
+    lanes = config.lanes()
+    assert [lane.mixture for lane in lanes] == [(1, 0, 0), (0, 0, 1), (0, 0, 1)]
+    tokens, index = _rows(12, 96), np.arange(30, 42, dtype=np.uint32)
+    lengths = np.full(12, 96, np.int32)
+    run = functools.partial(corrupt, jax.random.key(7), special=SPECIAL)
+    batch = jax.device_get(run(tokens, lengths, index, config=config))
+    assert batch.tokens.shape == (4, config.sequence_length(96)) == (4, (96 + 2 * 8) + 2 * (96 + 2 * 4))
+    assert batch.target_ids.shape == (4, sum(lane.targets for lane in batch.lanes))
+    assert [lane.longest_prefix for lane in batch.lanes] == [96, 49, 49]
+    for number, (part, lane) in enumerate(zip(batch.apart(), lanes, strict=True)):
+        alone = run(tokens[number::3], lengths[number::3], index[number::3], config=lane)
+        jax.tree.map(np.testing.assert_array_equal, part, jax.device_get(alone))
+        assert (part.prefix_lengths <= part.lanes[0].longest_prefix).all()
+    # Where a target stands in the row, the row has the token that precedes it.
+    np.testing.assert_array_equal(batch.target_objective()[:, [0, -1]], [[0, 2]] * 4)
+    with pytest.raises(ValueError, match="10 examples do not fill rows of 3"):
+        run(tokens[:10], lengths[:10], index[:10], config=config)
+
+
+@pytest.mark.parametrize(
+    ("weights", "lanes"), [((0.5, 0, 0.5), 2), ((0.4, 0.3, 0.3), 10), ((1, 1, 1), 3), ((3, 0, 0), 1)]
+)
+def test_the_smallest_group_that_holds_the_mixture(weights, lanes):
+    config = CorruptionConfig(*weights, side_by_side=True)
+    shares = np.mean([lane.mixture for lane in config.lanes()], axis=0)
+    assert len(config.lanes()) == lanes
+    np.testing.assert_allclose(shares, config.mixture)
+
+
 @pytest.mark.parametrize("mixture", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
 def test_every_length_from_nothing_up_gives_a_lawful_example(mixture):
     """Rows of 0 … 24 tokens, without a [CLS], all [EOS], full of sentence ends: invariants hold."""
@@ -406,7 +438,7 @@ def test_every_length_from_nothing_up_gives_a_lawful_example(mixture):
     live = (batch.target_weights > 0).sum(1)
     assert batch.tokens.shape == (500, width)
     assert ((batch.prefix_lengths >= 0) & (batch.prefix_lengths + live <= width)).all()
-    assert batch.prefix_lengths.max() <= batch.longest_prefix == row
+    assert batch.prefix_lengths.max() <= batch.lanes[0].longest_prefix == config.longest_prefix(row)
     for i in range(500):
         raw = rows[i, : lengths[i]]
         prefix, n = batch.prefix_lengths[i], live[i]
@@ -436,6 +468,7 @@ def test_every_length_from_nothing_up_gives_a_lawful_example(mixture):
         ({"masked_lm": True, "sentence": 1}, "masked_lm"),
         ({"single_span_prob": 2}, "single_span_prob=2"),
         ({"cut_rate": -0.1}, "cut_rate=-0.1"),
+        ({"document": 0.123, "side_by_side": True}, "small whole numbers"),
         ({"short_sequence_prob": 0.1, "sentinel_offset": 900, "max_position": 512}, "short_sequence_prob=0"),
     ],
 )

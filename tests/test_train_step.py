@@ -1,5 +1,6 @@
 """The optimizer step against the original's, and against itself under other splits of the batch."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -11,6 +12,7 @@ import pytest
 from corruption_records import SPECIAL
 from golden_params import from_state_dict
 
+from glm_jax import batch as batch_lib
 from glm_jax import optimizer
 from glm_jax.batch import Batch
 from glm_jax.corruption import CorruptionConfig
@@ -118,6 +120,73 @@ def test_a_micro_batch_is_corrupted_as_in_the_whole_batch(small):
     for micro in range(4):
         part = corrupt_rows(jax.tree.map(lambda x, m=micro: x[m::4], _rows(8, 0)))
         jax.tree.map(lambda a, b, m=micro: np.testing.assert_array_equal(a[m::4], b), whole, part)
+
+
+@pytest.fixture(scope="module")
+def side_by_side(small):
+    """A mixture of five examples a row, with short sequences, so that lanes also hold segments."""
+    model, tx, _ = small
+    corruption = CorruptionConfig(
+        0.4, 0.2, 0.4, side_by_side=True, task_masks=True, single_span_prob=0.1, short_sequence_prob=0.3
+    )
+    ends = np.arange(1024) % 17 == 0
+    return model, tx, corruption, ends
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_examples_side_by_side_are_learned_as_if_alone(side_by_side, scan):
+    """Losses of every example, sums by objective, and gradients."""
+    small, tx, corruption, ends = side_by_side
+    model = GLM(dataclasses.replace(small.config, scan_layers=scan))
+    rows = _rows(10, 0)
+    params = unbox(init_state(model, tx, jax.random.key(1))).params
+    lanes = corruption.lanes()
+    assert [lane.mixture.index(1.0) for lane in lanes] == [0, 0, 1, 2, 2]
+
+    def alone(params):
+        total, sums = 0.0, None
+        for number, lane in enumerate(lanes):
+            objective = blank_infilling(model, make_corrupt(3, lane, SPECIAL, ends))
+            found, own = objective(params, jax.tree.map(lambda x, n=number: x[n::5], rows), score=True)
+            total, sums = total + found, own if sums is None else jax.tree.map(jnp.add, sums, own)
+        return total, sums
+
+    def together(params):
+        return blank_infilling(model, make_corrupt(3, corruption, SPECIAL, ends))(params, rows, score=True)
+
+    (expected, expected_sums), expected_grads = jax.jit(jax.value_and_grad(alone, has_aux=True))(params)
+    (found, sums), grads = jax.jit(jax.value_and_grad(together, has_aux=True))(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), sums, expected_sums)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), grads, expected_grads)
+    assert (np.asarray(sums.weight)[:, 0] > 0).all()
+
+
+def test_examples_side_by_side_stay_together_in_micro_batches(side_by_side):
+    model, tx, corruption, ends = side_by_side
+    objective = blank_infilling(model, make_corrupt(3, corruption, SPECIAL, ends))
+    state = unbox(init_state(model, tx, jax.random.key(1)))
+    _, expected = jax.jit(make_train_step(model, tx, objective, seed=3, together=5))(state, _rows(20, 0))
+    _, metrics = jax.jit(make_train_step(model, tx, objective, seed=3, together=5, accumulation=4))(state, _rows(20, 0))
+    np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"], rtol=1e-4)
+    np.testing.assert_array_equal(metrics["sums"].weight, expected["sums"].weight)
+
+
+def test_dropout_differs_by_lane(side_by_side):
+    """Two equal examples side by side: attention drops different keys of each."""
+    model, tx, _, ends = side_by_side
+    noisy = GLM(dataclasses.replace(model.config, attention_dropout=0.5))
+    params = unbox(init_state(model, tx, jax.random.key(1))).params
+    batch = make_corrupt(3, CorruptionConfig(), SPECIAL, ends)(_rows(1, 0))
+    twice = batch_lib.side_by_side([batch, batch])
+    inputs = twice.tokens, twice.position_ids, twice.block_position_ids, twice.prefix_lengths
+    apply = functools.partial(noisy.apply, {"params": params}, *inputs, lanes=twice.lanes, method="hidden_states")
+    one, other = np.split(np.asarray(apply(deterministic=False, rngs={"dropout": jax.random.key(0)})), 2, axis=1)
+    assert np.abs(one - other).max() > 1e-3
+    one, other = np.split(np.asarray(apply()), 2, axis=1)
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    with pytest.raises(ValueError, match="must add up"):
+        noisy.apply({"params": params}, *inputs, lanes=twice.lanes[:1])
 
 
 def test_padding_rows_count_nothing(small):

@@ -20,6 +20,7 @@ def get_config():
     # The paper's multi-task mixture (section 2.2): short blanks, and long ones that teach to generate.
     config.corruption.blank_infilling = 0.5
     config.corruption.document = 0.5
+    config.corruption.side_by_side = True
     config.corruption.task_masks = True  # [MASK] for short blanks, [gMASK] for long ones
 
     config.model.num_layers = 3

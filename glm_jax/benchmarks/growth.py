@@ -96,7 +96,7 @@ def measure(**sizes: int) -> Point:
     )  # fmt: skip
     rows = Rows(tokens, np.full(len(tokens), length, np.int32), np.arange(len(tokens), dtype=np.uint32))
     with built.activate():
-        batch = jax.device_get(built.corrupt_held_out(rows))
+        batch = jax.device_get(built.corrupt(rows))
         rows = sharding.host_to_device(rows, mesh, rules)
         state = built.init(jax.random.key(0))
         memory = built.train_step.lower(state, rows).compile().memory_analysis()

@@ -45,7 +45,7 @@ def opened(config) -> Iterator[Opened]:
     )  # fmt: skip
     rows = Rows(tokens, np.full(len(tokens), tokens.shape[1], np.int32), np.arange(len(tokens), dtype=np.uint32))
     with built.activate():
-        batch = jax.device_get(built.corrupt_held_out(rows))
+        batch = jax.device_get(built.corrupt(rows))
         step = Opened(built, rows, batch, [built.init(jax.random.key(0))], useful_flops(built.model.config, batch))
         yield step
         step.state.clear()
@@ -56,7 +56,7 @@ def run(config, repeats: int = 7) -> dict:
     with opened(config) as step:
         dtype = step.built.model.config.dtype
         measured = beside_products(step, dtype, repeats)
-        corruption_seconds = seconds(step.built.corrupt_held_out, step.rows)
+        corruption_seconds = seconds(step.built.corrupt, step.rows)
     tokens, flops = step.rows.tokens, step.flops
     devices, step_seconds = jax.device_count(), measured.seconds
     device = jax.devices()[0]

@@ -191,13 +191,14 @@ def built_steps(config: ConfigDict) -> int | None:
 def useful_flops_per_step(config: ConfigDict, built: program.Program) -> float:
     """Products that the batch needs, over all chips, from a sample of corrupted rows."""
     length = config.data.sequence_length
-    tokens, ends = made_up_rows(_SAMPLE, length)
-    index = np.arange(_SAMPLE, dtype=np.uint32)
+    count = _SAMPLE - _SAMPLE % len(built.corruption.lanes())
+    tokens, ends = made_up_rows(count, length)
+    index = np.arange(count, dtype=np.uint32)
     batch = corrupt(
-        jax.random.key(0), tokens, np.full(_SAMPLE, length, np.int32), index, ends, config=built.corruption,
+        jax.random.key(0), tokens, np.full(count, length, np.int32), index, ends, config=built.corruption,
         special=SPECIAL,
     )  # fmt: skip
-    return useful_flops(built.model.config, batch) * config.batch_size / _SAMPLE
+    return useful_flops(built.model.config, batch) * config.batch_size / count
 
 
 def largest_replicated(built: program.Program) -> int:

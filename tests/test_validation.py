@@ -1,0 +1,47 @@
+"""The n-gram baselines score the very targets of the model, whatever row of the model those stand in."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from corruption_records import SPECIAL
+
+from glm_jax import validation
+from glm_jax.corruption import CorruptionConfig, corrupt
+from glm_jax.train_step import Rows
+
+LENGTH, ROWS = 48, 12
+
+
+class Pairs:
+    """Stands in for counts of pairs: checks what it is asked, and answers with the same loss for all."""
+
+    def unigram_nll(self, target):
+        """Of text: its tokens count up."""
+        return np.ones(target.size)
+
+    def nll(self, previous, target, add_k=0.0):
+        """Of text behind the token that precedes it in the corpus; end tokens are asked about too, and not used."""
+        assert ((target == previous + 1) | (target == SPECIAL.end)).all()
+        return np.full(target.size, 2.0)
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_baselines_know_the_token_before_each_target(side_by_side):
+    config = CorruptionConfig(1, 0, 1, side_by_side=side_by_side, document_suffix_prob=1.0)
+    tokens = 100 + np.arange(ROWS * LENGTH, dtype=np.int32).reshape(ROWS, LENGTH)
+    rows = Rows(tokens, np.full(ROWS, LENGTH, np.int32), np.arange(ROWS, dtype=np.uint32))
+
+    def corrupted(rows):
+        return corrupt(jax.random.key(0), rows.tokens, rows.lengths, rows.index, config=config, special=SPECIAL)
+
+    program = types.SimpleNamespace(corrupt_held_out=corrupted)
+    found = validation.baselines(program, Pairs(), iter([rows]), cls=99)
+    # A document's answer has no end token here, so its losses are those of the text.
+    assert found["document_unigram"] == pytest.approx(1.0)
+    assert found["document_bigram"] == pytest.approx(2.0)
+    assert 1.0 < found["blank_infilling_bigram"] - found["blank_infilling_unigram"] + 1.0 < 2.0
+    lanes = jax.device_get(corrupted(rows)).apart()
+    objectives = np.concatenate([batch.objective for batch in lanes])
+    assert not side_by_side or np.bincount(objectives).tolist() == [ROWS // 2, 0, ROWS // 2]
