@@ -1,7 +1,5 @@
 """The n-gram baselines score the very targets of the model, whatever row of the model those stand in."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -9,13 +7,18 @@ from corruption_records import SPECIAL
 
 from glm_jax import validation
 from glm_jax.corruption import CorruptionConfig, corrupt
+from glm_jax.data.ngram import NgramBaseline
+from glm_jax.program import Program
 from glm_jax.train_step import Rows
 
-LENGTH, ROWS = 48, 12
+LENGTH, ROWS, CLS = 48, 12, 99
 
 
-class Pairs:
+class Pairs(NgramBaseline):
     """Stands in for counts of pairs: checks what it is asked, and answers with the same loss for all."""
+
+    def __init__(self):
+        """Counts nothing."""
 
     def unigram_nll(self, target):
         """Of text: its tokens count up."""
@@ -23,7 +26,7 @@ class Pairs:
 
     def nll(self, previous, target, add_k=0.0):
         """Of text behind the token that precedes it in the corpus; end tokens are asked about too, and not used."""
-        assert ((target == previous + 1) | (target == SPECIAL.end)).all()
+        assert ((target == previous + 1) | (previous == CLS) | (target == SPECIAL.end)).all()
         return np.full(target.size, 2.0)
 
 
@@ -36,8 +39,9 @@ def test_baselines_know_the_token_before_each_target(side_by_side):
     def corrupted(rows):
         return corrupt(jax.random.key(0), rows.tokens, rows.lengths, rows.index, config=config, special=SPECIAL)
 
-    program = types.SimpleNamespace(corrupt_held_out=corrupted)
-    found = validation.baselines(program, Pairs(), iter([rows]), cls=99)
+    program = object.__new__(Program)  # of which only this function is asked
+    object.__setattr__(program, "corrupt_held_out", corrupted)
+    found = validation.baselines(program, Pairs(), iter([rows]), cls=CLS)
     # A document's answer has no end token here, so its losses are those of the text.
     assert found["document_unigram"] == pytest.approx(1.0)
     assert found["document_bigram"] == pytest.approx(2.0)
