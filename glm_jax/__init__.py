@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "glm_jax.batch",
+    "Lane": "glm_jax.batch",
     "CorruptionConfig": "glm_jax.corruption",
     "GLM": "glm_jax.model",
     "GLMConfig": "glm_jax.model",

@@ -25,7 +25,7 @@ def pretrain() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.corpora = ({"source": "bible"},)  # see glm_jax.data.CorpusSpec
-    config.data.sequence_length = 512  # L, raw tokens of a row; the model sees L + 2 · (most blanks)
+    config.data.sequence_length = 512  # L, raw tokens of a row; the model sees L + 2 · (blanks that fit)
     config.data.packing = "contiguous"  # or "sampled", the original's windows
     config.data.sample_one_document = False
     config.data.non_sentence_start = 0.0

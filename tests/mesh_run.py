@@ -34,7 +34,10 @@ def main(folder, meshes, address=None, number=0):
     def tell(what):  # where a test that took too long was
         print(f"{time.monotonic() - began:.1f} s: {what}", file=sys.stderr, flush=True)
 
-    config = tiny_run.config(folder, duration="10 steps", model__hidden_size=64, model__num_heads=8)
+    config = tiny_run.config(
+        folder, duration="10 steps", batch_size=16, model__hidden_size=64, model__num_heads=8, corruption__document=1.0,
+        corruption__side_by_side=True,
+    )  # fmt: skip
     dataset = data.load(config.data.to_dict())
     ends = dataset.tokenizer.sentence_ends()
 
@@ -52,7 +55,7 @@ def main(folder, meshes, address=None, number=0):
         )  # fmt: skip
         process, processes = sharding.process_shard(mesh, rules)
         batches = data.train_iterator(
-            dataset.train_rows, batch_size=8, seed=0, process_index=process, process_count=processes
+            dataset.train_rows, batch_size=config.batch_size, seed=0, process_index=process, process_count=processes
         )
         losses, seen = [], []
         with run.activate(), Checkpointer(folder / f"checkpoints_{mesh_name}") as checkpoints:
@@ -72,7 +75,7 @@ def main(folder, meshes, address=None, number=0):
                 restored = checkpoints.restore(run.abstract_state)
             process, processes = sharding.process_shard(run.mesh, run.rules)
             batches = data.train_iterator(
-                dataset.train_rows, batch_size=8, seed=0, process_index=process, process_count=processes
+                dataset.train_rows, batch_size=config.batch_size, seed=0, process_index=process, process_count=processes
             )
             batches.set_state(restored.data_position)
             with run.activate():

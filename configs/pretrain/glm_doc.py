@@ -18,4 +18,5 @@ def get_config():
     # both, as in config_tasks/model_blocklm_large_generation.sh, which has no --task-mask.
     config.corruption.blank_infilling = 0.5
     config.corruption.document = 0.5
+    config.corruption.side_by_side = True  # 8 % fewer products than rows that could hold either
     return config

@@ -18,4 +18,5 @@ def get_config():
     config.corruption.blank_infilling = 0.5  # section 3.3: both objectives with equal chance
     config.corruption.sentence = 0.5  # section 2.2: whole sentences, 15 % of the text
     config.corruption.task_masks = True  # config_tasks/model_blocklm_large_sent.sh, in the history of the original
+    config.corruption.side_by_side = True
     return config
