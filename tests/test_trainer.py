@@ -154,6 +154,10 @@ def test_the_folder_of_another_config_is_refused(finished, corpus):
     ("changes", "message"),
     [
         ({"accumulation": 3}, "batch_size 8 must be a positive multiple of accumulation 3"),
+        (
+            {"corruption__document": 0.5, "corruption__side_by_side": True},
+            "puts 3 examples into a row, and 8 examples of a micro batch are no multiple of 3 on each of 1 parts",
+        ),
         ({"data__sequence_length": 128}, "position_ids reach from 127 to 127"),
         ({"duration": "5 lightyears"}, "unknown unit 'lightyears'"),
         ({"duration": "0 steps"}, "is 0 steps"),
