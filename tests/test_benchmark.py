@@ -121,8 +121,9 @@ def stand_in(folder, factor=1.0, compiled=True):
     return str(path)
 
 
-def test_peer_benchmark_holds_both_steps_against_each_other(tmp_path):
-    config = tiny_run.config(tmp_path, model__dtype="float32")
+@pytest.mark.parametrize("changes", [{}, {"corruption__document": 1.0, "corruption__side_by_side": True}])
+def test_peer_benchmark_holds_both_steps_against_each_other(tmp_path, changes):
+    config = tiny_run.config(tmp_path, model__dtype="float32", **changes)
     result = peer.run(config, repeats=3, python=stand_in(tmp_path, compiled=False), mode="eager")
     assert result.keys() >= KEYS
     assert result["seconds_per_step_of_peer"] == 0.25
@@ -216,12 +217,13 @@ def test_growth_is_measured_and_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("vocabulary", [True, False])
-def test_choices_undo_work_but_change_no_loss(vocabulary):
+@pytest.mark.parametrize("laid_out", [CorruptionConfig(), CorruptionConfig(document=1.0, side_by_side=True)])
+def test_choices_undo_work_but_change_no_loss(vocabulary, laid_out):
     config = GLMConfig(
         vocab_size=corruption.VOCABULARY, num_layers=2, hidden_size=32, num_heads=2, max_position_embeddings=64,
         dtype="float32", hidden_dropout=0.0, attention_dropout=0.0,
     )  # fmt: skip
-    model, laid_out = GLM(config), CorruptionConfig()
+    model = GLM(config)
     tokens, ends = corruption.made_up_rows(2, 32)
     rows = Rows(jnp.asarray(tokens), jnp.full(2, 32), jnp.arange(2, dtype=jnp.uint32))
     corrupt_rows = make_corrupt(0, laid_out, corruption.SPECIAL, ends)

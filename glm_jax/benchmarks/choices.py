@@ -47,7 +47,9 @@ def everywhere(model: GLM, corrupt_rows: Callable, *, vocabulary: bool) -> Objec
     def objective(params: Any, rows: Any, dropout_key: Any = None, score: bool = False):
         batch = corrupt_rows(rows)
         inputs = batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths
-        options = {"segment_ids": batch.segment_ids, "deterministic": dropout_key is None, "rngs": None}
+        options = {
+            "segment_ids": batch.segment_ids, "lanes": batch.lanes, "deterministic": dropout_key is None, "rngs": None,
+        }  # fmt: skip
         if dropout_key is not None:
             options["rngs"] = {"dropout": dropout_key}
         if vocabulary:

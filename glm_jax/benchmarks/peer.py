@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from glm_jax.batch import Batch
 from glm_jax.benchmarks.step import Opened, opened
 from glm_jax.benchmarks.timing import beside_products
 from glm_jax.train_step import apply_loss
@@ -84,7 +85,7 @@ def run(config, repeats: int = 7, python: str = "", mode: str = "compiled") -> d
         "loss_of_both": [ours, peer.loss],
         "mode": mode,
         "counting": "the same useful work for both, as in glm_jax/flops.py; the peer, too, has logits of targets only, "
-        "but runs the last layer whole",
+        "but runs the last layer whole; its examples have rows of their own",
     }
 
 
@@ -102,7 +103,7 @@ def _peer(step: Opened, python: str, mode: str) -> Iterator[Peer]:
     shape["compiled"] = mode == "compiled"
     with tempfile.TemporaryDirectory(prefix="glm_jax-peer-") as folder:
         np.savez(pathlib.Path(folder) / "parameters.npz", **flatten_dict(step.state[0].params, sep="/"))
-        np.savez(pathlib.Path(folder) / "batch.npz", **{name: getattr(step.batch, name) for name in _BATCH})
+        np.savez(pathlib.Path(folder) / "batch.npz", **_an_example_a_row(step.batch))
         (pathlib.Path(folder) / "shape.json").write_text(json.dumps(shape))
         command = [python, str(pathlib.Path(__file__).with_name("peer_torch.py")), folder]
         try:
@@ -114,6 +115,17 @@ def _peer(step: Opened, python: str, mode: str) -> Iterator[Peer]:
                 yield Peer(process, float(_answer(process).removeprefix("loss ")))
             finally:
                 process.kill()
+
+
+def _an_example_a_row(batch: Batch) -> dict[str, np.ndarray]:
+    """The arrays of the peer's batch: lanes as rows, padded to the widest."""
+    arrays = {name: [getattr(part, name) for part in batch.apart()] for name in _BATCH}
+    widest = {name: max(a.shape[-1] for a in parts) for name, parts in arrays.items()}
+
+    def padded(name, a):
+        return a if a.ndim == 1 else np.pad(a, ((0, 0), (0, widest[name] - a.shape[1])))
+
+    return {name: np.concatenate([padded(name, a) for a in parts]) for name, parts in arrays.items()}
 
 
 def _answer(process) -> str:
