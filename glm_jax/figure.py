@@ -11,7 +11,7 @@ from glm_jax.corruption import OBJECTIVES
 
 
 def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) -> str:
-    """A readable account of example `row` of `batch`.
+    """A readable account of example `row` of `batch`, or of all examples of that row where several share it.
 
     `tokenizer` turns ids into pieces: anything with `id_to_piece(id) -> str`, or a function from id to str.
     The visibility matrix (a row per query, `#` = sees) is drawn when the example has `max_visibility` tokens at most.
@@ -21,6 +21,9 @@ def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) ->
     if not 0 <= row < len(tokens):
         raise ValueError(f"row {row} is not in a batch of {len(tokens)}: choose 0 … {len(tokens) - 1}")
     piece: Callable[[int], str] = getattr(tokenizer, "id_to_piece", tokenizer)
+    if len(lanes := batch.apart()) > 1:
+        parts = [describe(lane, tokenizer, row, max_visibility) for lane in lanes]
+        return "\n\n".join(f"lane {number}, {part}" for number, part in enumerate(parts, 1))
     example = jax.tree.map(lambda value: np.asarray(value)[row], batch)
     prefix = int(example.prefix_lengths)
     live = example.target_weights > 0

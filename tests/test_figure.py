@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from corruption_records import SPECIAL
 
+from glm_jax.batch import Lane, side_by_side
 from glm_jax.corruption import CorruptionConfig, assemble
 from glm_jax.figure import describe
 from glm_jax.spans import UNUSED, Spans
@@ -41,6 +42,13 @@ def test_texts_that_share_a_row_do_not_see_each_other():
     matrix = [line.split()[-1] for line in describe(batch, str).splitlines()[13:]]
     assert matrix[:3] == ["##...|.....", "##...|.....", "..###|....."]
     assert matrix[5:] == ["..###|#....", "..###|##...", "..###|###..", "##...|...#.", "##...|...##"]
+
+
+def test_examples_side_by_side_are_described_one_by_one():
+    one = _figure_2()
+    one = one.replace(lanes=(Lane(one.tokens.shape[1], one.target_ids.shape[1]),))
+    alone = describe(one, str)
+    assert describe(side_by_side([one, one]), str) == f"lane 1, {alone}\n\nlane 2, {alone}"
 
 
 def test_a_row_that_does_not_exist_is_named():
