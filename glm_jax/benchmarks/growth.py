@@ -4,17 +4,13 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
 
 from glm_jax import config as defaults
-from glm_jax import program, sharding
-from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
+from glm_jax.benchmarks.step import opened
 from glm_jax.benchmarks.timing import matmul_flops_per_second, seconds
-from glm_jax.flops import useful_flops
-from glm_jax.train_step import Rows
 
 _BASE = {"batch": 4, "row length": 128, "layers": 4, "devices": 1}
 _FIRST = {"batch": 1, "row length": 64, "layers": 1, "devices": 1}
@@ -88,28 +84,11 @@ def measure(**sizes: int) -> Point:
         "dtype": "float32", "hidden_dropout": 0.0, "attention_dropout": 0.0,
     })  # fmt: skip
     config.mesh.fsdp = devices
-    mesh, rules = program.check(config, jax.devices()[:devices])
-    tokens, ends = made_up_rows(config.batch_size, length)
-    built = program.build(
-        config, program.schedule_of(config, rows=1000), mesh, rules, vocab_size=len(ends), special=SPECIAL,
-        sentence_ends=ends,
-    )  # fmt: skip
-    rows = Rows(tokens, np.full(len(tokens), length, np.int32), np.arange(len(tokens), dtype=np.uint32))
-    with built.activate():
-        batch = jax.device_get(built.corrupt(rows))
-        rows = sharding.host_to_device(rows, mesh, rules)
-        state = built.init(jax.random.key(0))
-        memory = built.train_step.lower(state, rows).compile().memory_analysis()
-        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-        carried: list[Any] = [state]
-        del state
-
-        def step():
-            carried[0], metrics = built.train_step(carried[0], rows)
-            return metrics
-
+    with opened(config, jax.devices()[:devices]) as step:
+        memory = step.built.train_step.lower(step.state[0], step.rows).compile().memory_analysis()
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(step.state[0]))
         spent = seconds(step, repeats=sizes["repeats"], choose=min)
-    return Point(spent, memory.temp_size_in_bytes, held, useful_flops(built.model.config, batch))
+        return Point(spent, memory.temp_size_in_bytes, held, step.flops)
 
 
 def draw(sweeps: dict[str, dict[int, Point]], path: str) -> None:

@@ -1,13 +1,13 @@
 """How fast a training step is: raw tokens a second, and the share of the corruption in it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from glm_jax import program
+from glm_jax import program, sharding
 from glm_jax.batch import Batch
 from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
 from glm_jax.benchmarks.timing import beside_products, seconds
@@ -33,9 +33,9 @@ class Opened(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(config) -> Iterator[Opened]:
-    """The step of `config`, whose vocabulary is as large as the run's tokenizer would be."""
-    mesh, rules = program.check(config)
+def opened(config, devices: Sequence[Any] | None = None) -> Iterator[Opened]:
+    """The step of `config` on all devices, or on these; its vocabulary is as large as the run's tokenizer would be."""
+    mesh, rules = program.check(config, devices)
     tokens, ends = made_up_rows(config.batch_size, config.data.sequence_length)
     vocabulary = max(vocabulary_size(config), len(ends))
     schedule = program.schedule_of(config, rows=1000)
@@ -46,6 +46,7 @@ def opened(config) -> Iterator[Opened]:
     rows = Rows(tokens, np.full(len(tokens), tokens.shape[1], np.int32), np.arange(len(tokens), dtype=np.uint32))
     with built.activate():
         batch = jax.device_get(built.corrupt(rows))
+        rows = sharding.host_to_device(rows, mesh, rules)
         step = Opened(built, rows, batch, [built.init(jax.random.key(0))], useful_flops(built.model.config, batch))
         yield step
         step.state.clear()
