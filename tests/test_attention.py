@@ -173,9 +173,9 @@ def test_a_known_longest_prefix_drops_both_parts_independently(qkv, monkeypatch)
         ("NVIDIA H200", 4096, True),
         ("TPU v5 lite", 64, False),
         ("TPU v6 lite", 64, False),
-        ("TPU v5", 1152, True),
-        ("TPU v5", 1153, False),
-        ("TPU v5p", 1152, True),
+        ("TPU v5", 1024, True),
+        ("TPU v5", 1025, False),
+        ("TPU v5p", 1024, True),
     ],
 )
 def test_auto_goes_by_the_chip(monkeypatch, kind, keys, dense):
