@@ -1,11 +1,10 @@
 """The one structure that passes from the corruption to the model and the loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
-import numpy as np
 
 Leaf = Any  # a pytree is mapped over, so its leaves are not always arrays: shapes stand beside each field
 
@@ -16,6 +15,14 @@ class Lane(NamedTuple):
     columns: int  # of the row's T
     targets: int  # of the row's K
     longest_prefix: int | None = None  # no Part A is longer; None: it may fill the lane
+
+
+def places(lanes: Sequence[Lane]) -> Iterator[tuple[slice, slice]]:
+    """Where each lane lies in a row: its columns of T, and its slots of K."""
+    column = target = 0
+    for lane in lanes:
+        yield slice(column, column + lane.columns), slice(target, target + lane.targets)
+        column, target = column + lane.columns, target + lane.targets
 
 
 @flax.struct.dataclass
@@ -43,42 +50,35 @@ class Batch:
     lanes: tuple[Lane, ...] | None = flax.struct.field(pytree_node=False, default=None)  # None: one example a row
 
     def target_objective(self) -> Leaf:
-        """The objective of each target, int32 [B K] or [B 1]."""
-        if self.lanes is None or len(self.lanes) == 1:
-            return self.objective[:, None]
-        widths = np.array([lane.targets for lane in self.lanes])
-        return jnp.repeat(self.objective, widths, axis=1, total_repeat_length=int(widths.sum()))
+        """The objective of each target, int32 [B K]."""
+        own = [jnp.broadcast_to(part.objective[:, None], part.target_ids.shape) for part in self.apart()]
+        return jnp.concatenate(own, axis=1)
 
     def apart(self) -> list["Batch"]:
         """A batch for each lane, as they were before `side_by_side`."""
         if self.lanes is None or len(self.lanes) == 1:
             return [self]
-        parts, column, target = [], 0, 0
-        for number, lane in enumerate(self.lanes):
-            columns, targets = np.s_[:, column : column + lane.columns], np.s_[:, target : target + lane.targets]
-            parts.append(
-                Batch(
-                    tokens=self.tokens[columns],
-                    position_ids=self.position_ids[columns],
-                    block_position_ids=self.block_position_ids[columns],
-                    prefix_lengths=self.prefix_lengths[:, number],
-                    target_index=self.target_index[targets] - column,
-                    target_ids=self.target_ids[targets],
-                    target_weights=self.target_weights[targets],
-                    target_source=self.target_source[targets],
-                    objective=self.objective[:, number],
-                    segment_ids=None if self.segment_ids is None else self.segment_ids[columns],
-                    lanes=(lane,),
-                )
+        return [
+            Batch(
+                tokens=self.tokens[:, columns],
+                position_ids=self.position_ids[:, columns],
+                block_position_ids=self.block_position_ids[:, columns],
+                prefix_lengths=self.prefix_lengths[:, number],
+                target_index=self.target_index[:, targets] - columns.start,
+                target_ids=self.target_ids[:, targets],
+                target_weights=self.target_weights[:, targets],
+                target_source=self.target_source[:, targets],
+                objective=self.objective[:, number],
+                segment_ids=None if self.segment_ids is None else self.segment_ids[:, columns],
+                lanes=(self.lanes[number],),
             )
-            column, target = column + lane.columns, target + lane.targets
-        return parts
+            for number, (columns, targets) in enumerate(places(self.lanes))
+        ]
 
 
 def side_by_side(parts: Sequence[Batch]) -> Batch:
     """One batch whose rows hold a row of each part; every part says its one lane."""
     lanes = tuple(lane for part in parts for lane in part.lanes)
-    first_columns = np.cumsum([0, *(lane.columns for lane in lanes)])
 
     def joined(name):
         return jnp.concatenate([getattr(part, name) for part in parts], axis=1)
@@ -89,7 +89,7 @@ def side_by_side(parts: Sequence[Batch]) -> Batch:
         block_position_ids=joined("block_position_ids"),
         prefix_lengths=jnp.stack([part.prefix_lengths for part in parts], axis=1),
         target_index=jnp.concatenate(
-            [part.target_index + int(first) for part, first in zip(parts, first_columns, strict=False)], axis=1
+            [part.target_index + columns.start for part, (columns, _) in zip(parts, places(lanes), strict=True)], axis=1
         ),
         target_ids=joined("target_ids"),
         target_weights=joined("target_weights"),

@@ -186,9 +186,7 @@ class CorruptionConfig:
         """The most tokens that Part A of one example can have, from rows of `length`."""
         if self.blank_infilling or self.sentence or self.single_span_prob or self.short_sequence_prob:
             return length  # a blank is at least as long as its mask
-        rows = np.arange(length + 1)
-        least = np.minimum([int(self.document_min_ratio * n) for n in rows], np.maximum(rows - 2, 0))
-        return int((rows - least + 1).max())
+        return spans_lib.longest_context(length, self.document_min_ratio)
 
     def max_block_position(self, length: int) -> int:
         """The largest second position that an example can hold: a row's [CLS] is never blanked."""

@@ -20,7 +20,7 @@ from flax.core import meta
 from jaxtyping import Array, Float, Int
 
 from glm_jax.attention import BACKENDS, KVCache, attention, cached_attention
-from glm_jax.batch import Lane
+from glm_jax.batch import Lane, places
 from glm_jax.dropout import dropout
 from glm_jax.layers import DENSE, Embedding, LayerNorm, Linear, gelu
 
@@ -191,28 +191,22 @@ class Attention(nn.Module):
         drop = config.attention_dropout > 0.0 and not self.deterministic
         lanes = self.lanes or (Lane(k.shape[1], q.shape[1]),)
         prefix_lengths = prefix_lengths.reshape(-1, len(lanes))
-        attended, column, target = [], 0, 0
-        for number, lane in enumerate(lanes):
-            columns = queries = np.s_[:, column : column + lane.columns]
-            index = None
-            if query_index is not None:
-                queries = np.s_[:, target : target + lane.targets]
-                index = query_index[queries] - column
+        attended = []
+        for number, (columns, targets) in enumerate(places(lanes)):
             attended.append(
                 attention(
-                    q[queries],
-                    k[columns],
-                    v[columns],
+                    q[:, columns if query_index is None else targets],
+                    k[:, columns],
+                    v[:, columns],
                     prefix_lengths[:, number],
-                    query_index=index,
-                    segment_ids=None if segment_ids is None else segment_ids[columns],
-                    longest_prefix=lane.longest_prefix,
+                    query_index=None if query_index is None else query_index[:, targets] - columns.start,
+                    segment_ids=None if segment_ids is None else segment_ids[:, columns],
+                    longest_prefix=lanes[number].longest_prefix,
                     backend=config.attention_backend,
                     dropout_rate=config.attention_dropout,
                     dropout_key=self.make_rng("dropout") if drop else None,
                 )
             )
-            column, target = column + lane.columns, target + lane.targets
         return attended[0] if len(lanes) == 1 else jnp.concatenate(attended, axis=1)
 
 

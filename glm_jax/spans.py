@@ -89,9 +89,9 @@ def spans_with_room(length: int, ratio: float, average: float, longest: int, rat
     return max(int(np.argmax(np.array(cut) <= rate)), 1)
 
 
+@functools.cache
 def _infilling_laws(length, ratio, average, longest):
-    """Probabilities of each number of spans, and of each number of targets, when lengths are drawn until
-    int(ratio · length) is reached. Exact."""
+    """How probable each number of spans and of targets is, exactly: lengths are drawn until int(ratio · length)."""
     budget = int(ratio * length)
     weights = length_weights(average, longest)
     alive = np.zeros(budget)  # probability of each sum below the budget after c draws
@@ -379,3 +379,10 @@ def document(
         jnp.pad(jnp.where(used, generated, 0), behind),
         jnp.pad(~suffix, behind, constant_values=True),
     )
+
+
+def longest_context(length: int, min_ratio: float) -> int:
+    """The most tokens that `document` leaves of a row of up to `length` in one piece, with the mask."""
+    rows = np.arange(length + 1)
+    least = np.minimum(_budgets(min_ratio, length)[0], np.maximum(rows - 2, 0))
+    return int((rows - least + 1).max())
