@@ -4,7 +4,8 @@ import json
 import sys
 
 from glm_jax.benchmarks.command import parse
-from glm_jax.cli import keep_freed_memory, log_to_stderr, one_line_errors
+from glm_jax.cli import log_to_stderr, one_line_errors
+from glm_jax.heap import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:

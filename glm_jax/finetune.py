@@ -3,7 +3,8 @@
 from absl import app, flags
 from ml_collections import config_flags
 
-from glm_jax.cli import keep_freed_memory, log_to_stderr, one_line_errors
+from glm_jax.cli import log_to_stderr, one_line_errors
+from glm_jax.heap import keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/finetune/; --config.KEY=VALUE.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same command resumes it.")

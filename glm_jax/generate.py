@@ -4,7 +4,8 @@ import argparse
 import json
 import sys
 
-from glm_jax.cli import keep_freed_memory, log_to_stderr, one_line_errors
+from glm_jax.cli import log_to_stderr, one_line_errors
+from glm_jax.heap import keep_freed_memory
 
 
 def _parser() -> argparse.ArgumentParser:

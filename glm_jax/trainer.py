@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from glm_jax import data, hosts, program, sharding
+from glm_jax import data, heap, hosts, program, sharding
 from glm_jax.checkpoint import Checkpointer, write_json_atomic
 from glm_jax.durations import due
 from glm_jax.meter import Meter
@@ -134,6 +134,7 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
             pending = (step, metrics)
             if step == start + 1:
                 jax.block_until_ready(metrics)
+                heap.set_fragments_aside()
                 logger.info("first step done %s after the start; it compiled", duration(time.perf_counter() - began))
                 if meter.peak_flops:
                     meter.flops_per_token = subject.flops_per_token(run, rows)
@@ -177,6 +178,8 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
                 raise Interrupted(message)
             if last:
                 break
+            if evaluating or show:  # which may have compiled
+                heap.set_fragments_aside()
             meter.exclude(time.perf_counter() - aside)
 
         # ------------------------------------------------------------ the result

@@ -1,0 +1,36 @@
+"""Fragments of the C heap are set aside, and given back."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import ctypes
+from glm_jax import heap
+
+libc = heap._glibc()
+heap.keep_freed_memory()
+held = [libc.malloc(size) for _ in range(200) for size in (3000, 50_000)]
+kept = held[::2] + [libc.malloc(2000)]
+for address in held[1::2]:
+    libc.free(address)
+count = lambda: sum(number for _, number in heap._fragments(libc))
+before = count()
+heap.set_fragments_aside()
+after, aside = count(), len(heap._aside)
+heap.set_fragments_aside()
+again = len(heap._aside)
+print(before, after, aside, again)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="fragments are those of glibc's heap")
+def test_fragments_go_out_of_circulation_and_come_back(monkeypatch):
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    before, after, aside, again = map(int, done.stdout.split())
+    assert before >= 200  # what was freed lies between what was kept
+    assert after < before / 10
+    assert aside >= 200
+    assert abs(again - aside) < aside / 10  # the first ones came back, or there would be next to none
