@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from glm_jax.chips import chip_of
 from glm_jax.dropout import keep_mask, mask_seeds
-from glm_jax.layers import over_rows, precision
+from glm_jax.layers import once_on_cpu, over_rows, precision
 from glm_jax.sharding import on_tpu, shards, traced_device
 
 # Large enough to vanish in the softmax, small enough that float32 arithmetic on it stays finite.
@@ -134,7 +134,7 @@ def _attend_forward(q, k, v, seen, seeds, rate):
 def _attend_backward(rate, saved, d_out):
     q, k, v, powers, sums, out, seeds = saved
     d_out = d_out.astype(jnp.float32) / sums
-    correction = jnp.sum(d_out * out, axis=-1, keepdims=True) * (1.0 if seeds is None else 1.0 - rate)
+    correction = once_on_cpu(jnp.sum(d_out * out, axis=-1, keepdims=True) * (1.0 if seeds is None else 1.0 - rate))
     d_out = d_out.astype(q.dtype)
     d_v = over_rows(_drop(powers, seeds, rate), d_out, v.dtype)
     d_powers = _drop(_contract("bnqh,bnkh->bnqk", d_out, v, jnp.float32), seeds, rate)

@@ -183,11 +183,16 @@ def _add_bias_forward(x, bias):
 
 def _add_bias_backward(bias, d_out):
     # The bias and two products read this gradient: on CPU XLA computes it for each of them anew, 4 % of a step.
-    d_out = jax.lax.platform_dependent(d_out, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+    d_out = once_on_cpu(d_out)
     return d_out, jnp.sum(d_out, axis=0, dtype=jnp.float32).astype(bias.dtype)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def once_on_cpu(x: Any) -> Any:
+    """x, which XLA's CPU backend then computes once, and not again, or elsewhere, for its readers' sake."""
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def _gradients(x, kernel, d_out):

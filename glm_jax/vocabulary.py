@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from glm_jax.layers import dot, over_rows
+from glm_jax.layers import dot, over_rows, precision
 from glm_jax.loss import check_label_smoothing
 from glm_jax.sharding import on_tpu, partition_spec, rule_axes
 
 # Targets of a part. Where the table fits a cache small parts keep their logits there too; else a part must be large
 # enough that reading the table is less work than multiplying with it.
 _SMALL_TABLE_BYTES, _FEW_TARGETS, _MANY_TARGETS = 2**24, 256, 2048
+_EIGHTHS = (8, 7, 6)  # of that: the sizes that a part may have
 
 
 @flax.struct.dataclass
@@ -104,8 +105,7 @@ def _local(hidden, table, ids, weights, *, smoothing, score, gradients, batch_ax
     )
 
     most = _FEW_TARGETS if table.nbytes <= _SMALL_TABLE_BYTES else _MANY_TARGETS
-    parts = -(-count // most)
-    if parts == 1:
+    if count <= most:
         losses, correct, d_hidden, d_table = part(hidden, ids, weights)
     else:
         nothing = (
@@ -114,7 +114,7 @@ def _local(hidden, table, ids, weights, *, smoothing, score, gradients, batch_ax
             jnp.zeros((count, width), hidden.dtype) if gradients else None,
         )
         nothing_of_table = jnp.zeros((width, vocab), jnp.float32) if gradients else None
-        losses, correct, d_hidden, d_table = _in_parts(part, parts, (hidden, ids, weights), nothing, nothing_of_table)
+        losses, correct, d_hidden, d_table = _in_parts(part, most, (hidden, ids, weights), nothing, nothing_of_table)
 
     total = jnp.sum(losses)
     if batch_axes:
@@ -131,32 +131,42 @@ def _local(hidden, table, ids, weights, *, smoothing, score, gradients, batch_ax
     return total, losses.reshape(shape), correct.reshape(shape) if score else None, d_hidden, d_table
 
 
-def _in_parts(part, parts, arrays, nothing, d_table):
-    """What `part` gives of all targets, `parts` times of some; `nothing` and `d_table` are where that begins."""
+def _in_parts(part, most, arrays, nothing, d_table):
+    """What `part` gives of all targets, `most` at a time or fewer; `nothing` and `d_table` are where that begins."""
     weights = arrays[-1]
     count = weights.size
-    size = -(-count // parts)
+    # A plan for a TPU counts what it knows to run: there all parts do, and are of one size. Elsewhere parts without a
+    # target are skipped, and the size is the one whose last part has the fewest slots left.
+    sizes = [-(-count // -(-count // most))] if on_tpu() else [size for n in _EIGHTHS if (size := most * n // 8)]
+    room = max(-(-count // size) * size for size in sizes)
     order = jnp.argsort(weights == 0.0, stable=True)  # slots without a target come last
     place = jnp.argsort(order)
 
     def padded(a):
-        return jnp.pad(a, ((0, parts * size - count), *((0, 0),) * (a.ndim - 1)))
+        return jnp.pad(a, ((0, room - count), *((0, 0),) * (a.ndim - 1)))
 
     arrays = [padded(a[order]) for a in arrays]
+    nothing = jax.tree.map(padded, nothing), d_table
 
-    def add(number, done):
-        results, d_table = done
-        *found, d_part = part(*(jax.lax.dynamic_slice_in_dim(a, number * size, size) for a in arrays))
-        results = jax.tree.map(
-            lambda into, value: jax.lax.dynamic_update_slice_in_dim(into, value, number * size, 0),
-            results,
-            tuple(found),
-        )
-        return results, None if d_table is None else d_table + d_part
+    def in_parts_of(size, used):
+        def add(number, done):
+            results, d_table = done
+            *found, d_part = part(*(jax.lax.dynamic_slice_in_dim(a, number * size, size) for a in arrays))
+            results = jax.tree.map(
+                lambda into, value: jax.lax.dynamic_update_slice_in_dim(into, value, number * size, 0),
+                results,
+                tuple(found),
+            )
+            return results, None if d_table is None else d_table + d_part
 
-    # A plan for a TPU counts what it knows to run: there all parts do.
-    used = parts if on_tpu() else -(-jnp.sum(weights != 0.0) // size)
-    results, d_table = jax.lax.fori_loop(0, used, add, (jax.tree.map(padded, nothing), d_table))
+        return jax.lax.fori_loop(0, -(-used // size), add, nothing)
+
+    if len(sizes) == 1:
+        results, d_table = in_parts_of(*sizes, count)
+    else:
+        used = jnp.sum(weights != 0.0)
+        smallest = jnp.argmin(jnp.stack([-(-used // size) * size for size in sizes]))
+        results, d_table = jax.lax.switch(smallest, [functools.partial(in_parts_of, size) for size in sizes], used)
     return *jax.tree.map(lambda a: a[place], results), d_table
 
 
@@ -172,7 +182,16 @@ def _part(table, hidden, ids, weights, *, first, axes, smoothing, score, gradien
     powers = jnp.exp(logits - largest[:, None])
     sums = over_words(powers, jnp.sum, jax.lax.psum)
     is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == (ids - first)[:, None]
-    own = over_words(jnp.where(is_target, logits, 0.0), jnp.sum, jax.lax.psum)
+    if axes:
+        own = over_words(jnp.where(is_target, logits, 0.0), jnp.sum, jax.lax.psum)
+    else:  # on CPU a pass over all logits costs more than the few products that gave the wanted ones
+        own = jax.lax.platform_dependent(
+            logits, hidden, table, ids,
+            cpu=lambda logits, hidden, table, ids: jnp.einsum(
+                "md,md->m", hidden, table[ids], precision=precision(hidden), preferred_element_type=jnp.float32
+            ),
+            default=lambda logits, hidden, table, ids: jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1),
+        )  # fmt: skip
     wanted = own
     words = logits.shape[1] * (jax.lax.axis_size(axes) if axes else 1)
     if smoothing:

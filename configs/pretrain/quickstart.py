@@ -13,8 +13,8 @@ from glm_jax import config as defaults
 def get_config():
     """0.7 M parameters beside the vocabulary, 2.5 epochs."""
     config = defaults.pretrain()
-    config.duration = "2400 steps"
-    config.batch_size = 16
+    config.duration = "1400 steps"
+    config.batch_size = 24
     config.data.sequence_length = 128
 
     # The paper's multi-task mixture (section 2.2): short blanks, and long ones that teach to generate.
@@ -23,20 +23,22 @@ def get_config():
     config.corruption.side_by_side = True
     config.corruption.task_masks = True  # [MASK] for short blanks, [gMASK] for long ones
 
-    config.model.num_layers = 3
-    config.model.hidden_size = 128
-    config.model.num_heads = 2
+    config.model.num_layers = 2
+    config.model.hidden_size = 192
+    config.model.num_heads = 3
     config.model.max_position_embeddings = 256  # room for longer prompts than it was trained on
     config.model.hidden_dropout = 0.0  # so few epochs need none
     config.model.attention_dropout = 0.0
     config.model.dtype = "float32"  # not every CPU has fast bfloat16 products
-    config.model.scan_layers = False  # three layers compile fast, and run faster unrolled on CPU
+    config.model.scan_layers = False  # two layers compile fast, and run faster unrolled on CPU
 
-    config.schedule.peak = 2e-3
+    config.optimizer.b2 = 0.99
+    config.schedule.peak = 1.5e-3
     config.schedule.warmup = "3 %"
+    config.schedule.decay_ratio = 0.02
     config.log_every = "50 steps"
-    config.eval_every = "400 steps"
+    config.eval_every = "350 steps"
     config.eval_examples = 256
-    config.show_every = "800 steps"
-    config.checkpoint_every = "400 steps"
+    config.show_every = "700 steps"
+    config.checkpoint_every = "350 steps"
     return config
