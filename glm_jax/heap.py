@@ -33,14 +33,14 @@ def keep_freed_memory() -> None:
     # In huge pages, where the system leaves that to processes: small ones cost a small model's step a hundredth or two.
     libc.free(libc.malloc(2**26))  # the heap grows by that, and by M_TOP_PAD
     end = libc.sbrk(0)
-    start = end - 2**30 & -(2**21)
+    start = (end - 2**30) & -(2**21)
     libc.madvise(start, end - start, 14)  # MADV_HUGEPAGE; its failure changes nothing
 
 
 def set_fragments_aside() -> None:
     """Takes free memory in small pieces out of circulation. Call it when a program has been compiled and has run.
 
-    Compiling leaves some ten thousand free pieces between what it keeps, a few hundred megabytes in all. Every product
+    Compiling leaves tens of thousands of free pieces between what it keeps, some 300 MB in all. Every product
     asks for a buffer, and glibc walks through the pieces to find the best: 8 % of a small model's step. The next call
     gives back what this one took, so that calling it often takes no more.
     """

@@ -38,7 +38,7 @@ def gradients(found):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("part", [7, 16, 1000])
 def test_equals_the_loss_of_the_logits(part, smoothing, monkeypatch):
-    """34 of 80 slots are used: of twelve parts of 7 five run, the last with an unused slot; of five of 16 three run."""
+    """34 of 80 slots are used: five parts of 7 run, or three of 12, each with slots left; 1,000 take all at once."""
     monkeypatch.setattr(vocabulary, "_FEW_TARGETS", part)
     hidden, table, ids, weights = inputs()
 
