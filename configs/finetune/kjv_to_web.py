@@ -3,8 +3,8 @@
     python -m glm_jax.finetune --config=configs/finetune/kjv_to_web.py --workdir=runs/kjv_to_web
 
 Starts from runs/quickstart (./launch/quickstart.sh), whose held-out books are also held out here. Hardware: a CPU.
-Measured in 28 minutes on two busy cores, from an earlier quickstart of three layers of width 128: BLEU 55.8 on the 723 verses of the test split, where the source as it is has
-40.9. Without practice in copying it stays at the source's.
+Measured in 28 minutes on two busy cores, from an earlier quickstart of three layers of width 128: BLEU 55.8 on the 723
+verses of the test split, where the source as it is has 40.9. Without practice in copying it stays at the source's.
 """
 
 from glm_jax import config as defaults
