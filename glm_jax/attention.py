@@ -134,6 +134,7 @@ def _attend_forward(q, k, v, seen, seeds, rate):
 def _attend_backward(rate, saved, d_out):
     q, k, v, powers, sums, out, seeds = saved
     d_out = d_out.astype(jnp.float32) / sums
+    # Left to itself, XLA's CPU backend computes scores' gradients together with this, in a slower kernel.
     correction = once_on_cpu(jnp.sum(d_out * out, axis=-1, keepdims=True) * (1.0 if seeds is None else 1.0 - rate))
     d_out = d_out.astype(q.dtype)
     d_v = over_rows(_drop(powers, seeds, rate), d_out, v.dtype)

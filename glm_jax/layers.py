@@ -191,7 +191,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def once_on_cpu(x: Any) -> Any:
-    """x, which XLA's CPU backend then computes once, and not again, or elsewhere, for its readers' sake."""
+    """x, behind a barrier on CPU: XLA then computes it once and by itself, not inside each of its readers."""
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 

@@ -182,16 +182,15 @@ def _part(table, hidden, ids, weights, *, first, axes, smoothing, score, gradien
     powers = jnp.exp(logits - largest[:, None])
     sums = over_words(powers, jnp.sum, jax.lax.psum)
     is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == (ids - first)[:, None]
-    if axes:
-        own = over_words(jnp.where(is_target, logits, 0.0), jnp.sum, jax.lax.psum)
-    else:  # on CPU a pass over all logits costs more than the few products that gave the wanted ones
-        own = jax.lax.platform_dependent(
-            logits, hidden, table, ids,
-            cpu=lambda logits, hidden, table, ids: jnp.einsum(
-                "md,md->m", hidden, table[ids], precision=precision(hidden), preferred_element_type=jnp.float32
-            ),
-            default=lambda logits, hidden, table, ids: jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1),
-        )  # fmt: skip
+
+    def from_logits():
+        return over_words(jnp.where(is_target, logits, 0.0), jnp.sum, jax.lax.psum)
+
+    def from_rows():  # on CPU a pass over all logits costs more than the few products that gave the wanted ones
+        rows = table[ids]
+        return jnp.einsum("md,md->m", hidden, rows, precision=precision(hidden), preferred_element_type=jnp.float32)
+
+    own = from_logits() if axes else jax.lax.platform_dependent(cpu=from_rows, default=from_logits)
     wanted = own
     words = logits.shape[1] * (jax.lax.axis_size(axes) if axes else 1)
     if smoothing:

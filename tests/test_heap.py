@@ -8,7 +8,6 @@ import pytest
 from glm_jax import heap
 
 PROGRAM = """
-import ctypes
 from glm_jax import heap
 
 libc = heap._glibc()
