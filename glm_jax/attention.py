@@ -89,13 +89,7 @@ def dense_attention(
     q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None, longest_prefix=None
 ):
     """The rule written out: all scores at once, [B N Q T]. The reference for every other backend."""
-    key_index = jnp.arange(k.shape[1], dtype=jnp.int32)
-    segments = ()
-    if segment_ids is not None:
-        asking = jnp.broadcast_to(query_index, q.shape[:2])
-        segments = jnp.take_along_axis(segment_ids, asking, axis=1)[:, :, None], segment_ids[:, None, :]
-    seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :], *segments)
-    seen = seen[:, None]
+    seen = _visible_pairs(prefix_lengths, query_index, segment_ids, q.shape[:2], k.shape[1])
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # one transposition instead of one in every product
 
     def attend(q, k, v, seen, key):
@@ -109,6 +103,17 @@ def dense_attention(
         behind = attend(q[:, :, n:], k, v, seen[:, :, n:], keys[1])
         attended = jnp.concatenate([before, behind], axis=2)
     return jnp.swapaxes(attended, 1, 2)
+
+
+def _visible_pairs(prefix_lengths, query_index, segment_ids, queries_shape, keys):
+    """`visible` for every pair: bool [B 1 Q T]."""
+    key_index = jnp.arange(keys, dtype=jnp.int32)
+    segments = ()
+    if segment_ids is not None:
+        asking = jnp.broadcast_to(query_index, queries_shape)
+        segments = jnp.take_along_axis(segment_ids, asking, axis=1)[:, :, None], segment_ids[:, None, :]
+    seen = visible(prefix_lengths[:, None, None], query_index[:, :, None], key_index[None, None, :], *segments)
+    return seen[:, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -196,6 +201,40 @@ def chunked_attention(
     return jnp.moveaxis(attended, 0, 3).reshape(q.shape)[:, :queries]
 
 
+def cudnn_attention(
+    q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None, longest_prefix=None
+):
+    """As `dense_attention`, by cuDNN's fused kernels for NVIDIA GPUs: no scores in memory, but the rule as a mask.
+
+    Raises ValueError for another device, for dropout, and for a dtype or width that the kernels do not know.
+    """
+    device, width = traced_device().device_kind, q.shape[-1]
+    if "NVIDIA" not in device:
+        raise ValueError(f"attention backend 'cudnn' needs an NVIDIA GPU, not {device!r}: choose 'auto'")
+    if dropout_key is not None and dropout_rate:
+        raise ValueError(
+            f"attention backend 'cudnn' drops no attention: set attention_dropout to 0, not {dropout_rate}, or choose "
+            "attention_backend 'flash'"
+        )
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ValueError(f"attention backend 'cudnn' needs model.dtype 'bfloat16' or 'float16', not {q.dtype.name!r}")
+    if width % 8 or width > 128:
+        raise ValueError(f"attention backend 'cudnn' needs heads of 8, 16, … 128 columns, not {width}: choose 'dense'")
+    queries = q.shape[1]
+    seen = _visible_pairs(prefix_lengths, query_index, segment_ids, q.shape[:2], k.shape[1])
+    behind, behind_keys = -queries % 8, -k.shape[1] % 8  # its gradients want even numbers, its loads whole vectors
+    q = jnp.pad(q, ((0, 0), (0, behind), (0, 0), (0, 0)))
+    k, v = (jnp.pad(x, ((0, 0), (0, behind_keys), (0, 0), (0, 0))) for x in (k, v))
+    seen = jnp.pad(seen, ((0, 0), (0, 0), (0, behind), (0, behind_keys)))
+    return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="cudnn")[:, :queries]
+
+
+def _flash(*arguments):
+    from glm_jax.flash import flash_backend
+
+    return flash_backend(*arguments)
+
+
 def _splash(*arguments):
     from glm_jax.splash import splash_backend  # Pallas is slow to import
 
@@ -211,7 +250,14 @@ def _auto(q, k, *rest):
     return (dense_attention if dense_is_better else chunked_attention)(q, k, *rest)
 
 
-BACKENDS = {"auto": _auto, "dense": dense_attention, "chunked": chunked_attention, "splash": _splash}
+BACKENDS = {
+    "auto": _auto,
+    "dense": dense_attention,
+    "chunked": chunked_attention,
+    "cudnn": cudnn_attention,
+    "flash": _flash,
+    "splash": _splash,
+}
 
 
 @struct.dataclass

@@ -28,15 +28,24 @@ def mask_seeds(key: Any) -> UInt32[Array, "2"]:
 
 def keep_mask(seeds: UInt32[Array, "2"], rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """False with probability `rate`, to within 2^-32, independently for each element of `shape`."""
+    rows, columns = mask_words(seeds, shape)
+    return keeps(rows[..., None], columns.reshape((1,) * rows.ndim + (-1,)), rate)
+
+
+def mask_words(seeds: UInt32[Array, "2"], shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], UInt32[Array, "C"]]:
+    """A word for each row of a mask of `shape`, and one for each of its C columns; `keeps` joins them."""
     if math.prod(shape[:-1]) > 2**32:
         raise ValueError(f"shape {shape} has more than 2^32 rows, which 32 bits cannot number")
     row, stride = jnp.zeros(shape[:-1], jnp.uint32), 1
     for axis in reversed(range(len(shape) - 1)):
         row = row + jax.lax.broadcasted_iota(jnp.uint32, shape[:-1], axis) * np.uint32(stride)
         stride *= shape[axis]
-    column = _mix(jnp.arange(shape[-1], dtype=jnp.uint32) ^ seeds[1])
-    word = _mix(_mix(row ^ seeds[0])[..., None] ^ column.reshape((1,) * len(shape[:-1]) + (-1,)))
-    return word >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return _mix(row ^ seeds[0]), _mix(jnp.arange(shape[-1], dtype=jnp.uint32) ^ seeds[1])
+
+
+def keeps(rows: UInt32[Array, "..."], columns: UInt32[Array, "..."], rate: float) -> Bool[Array, "..."]:
+    """Whether the elements at these rows and columns of a mask are kept; the words (see `mask_words`) broadcast."""
+    return _mix(rows ^ columns) >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def _mix(x):

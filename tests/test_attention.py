@@ -13,6 +13,9 @@ from glm_jax.dropout import keep_mask, mask_seeds
 
 B, T, N, H = 4, 9, 2, 8
 PREFIXES = jnp.array([0, 3, 9, 1], jnp.int32)
+ANYWHERE = sorted(
+    set(BACKENDS) - {"cudnn", "flash", "splash"}
+)  # which need a GPU or a TPU: below, test_flash.py, test_splash.py
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def test_visible_is_the_rule_of_the_original():
         np.testing.assert_array_equal(seen, expected)
 
 
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"splash"}))  # splash needs a TPU: test_splash.py
+@pytest.mark.parametrize("backend", ANYWHERE)
 def test_backend_obeys_the_rule(qkv, backend):
     q, k, v = qkv
     positions = np.tile(np.arange(T), (B, 1))
@@ -49,7 +52,7 @@ def test_backend_obeys_the_rule(qkv, backend):
     np.testing.assert_allclose(out, written_out(q, k, v, PREFIXES, positions), atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"splash"}))  # splash needs a TPU: test_splash.py
+@pytest.mark.parametrize("backend", ANYWHERE)
 def test_gradients_are_those_of_the_definition(qkv, backend):
     direction = np.random.default_rng(1).normal(size=(B, T, N, H)).astype(np.float32)
 
@@ -188,7 +191,9 @@ def test_auto_goes_by_the_chip(monkeypatch, kind, keys, dense):
 
 def test_errors_name_the_way_out(qkv):
     q, k, v = qkv
-    with pytest.raises(ValueError, match="unknown attention backend 'flesh'; known: auto, chunked, dense, splash"):
+    with pytest.raises(
+        ValueError, match="unknown attention backend 'flesh'; known: auto, chunked, cudnn, dense, flash, splash"
+    ):
         attention(q, k, v, PREFIXES, backend="flesh")
     with pytest.raises(ValueError, match="pass query_index"):
         attention(q[:, :2], k, v, PREFIXES)
@@ -215,3 +220,50 @@ def test_chunks_drop_out_independently():
     by_head = out[0, :, :, 0]
     assert not np.array_equal(by_head[:, 0], by_head[:, 1])
     assert abs(float(out.mean()) - 1) < 0.05
+
+
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("somewhere", [False, True])
+def test_cudnn_is_given_the_rule(monkeypatch, segments, somewhere):
+    """Its mask, and the rows that fill its vectors: with XLA in its place, because there is no GPU here."""
+    monkeypatch.setattr("glm_jax.attention.traced_device", lambda: types.SimpleNamespace(device_kind="NVIDIA H200"))
+    by_xla, shapes = jax.nn.dot_product_attention, []
+
+    def stand_in(q, k, v, *, mask, implementation):
+        assert implementation == "cudnn"
+        shapes.append((q.shape, k.shape, mask.shape))
+        return by_xla(q, k, v, mask=mask, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    rng = np.random.default_rng(4)
+    q, k, v = (jnp.asarray(rng.normal(size=(B, 13, N, H)), jnp.bfloat16) for _ in range(3))
+    ids = jnp.asarray(np.sort(rng.integers(0, 3, (B, 13))), jnp.int32) if segments else None
+    index = jnp.asarray(rng.integers(0, 13, (B, 3)), jnp.int32) if somewhere else None
+    q = q[:, :3] if somewhere else q
+    prefixes = jnp.array([0, 3, 13, 1], jnp.int32)
+
+    def attend(backend, *qkv):
+        return attention(*qkv, prefixes, query_index=index, segment_ids=ids, backend=backend).astype(jnp.float32)
+
+    found, pull = jax.vjp(functools.partial(attend, "cudnn"), q, k, v)
+    exact = [x.astype(jnp.float32) for x in (q, k, v)]
+    expected, pull_exact = jax.vjp(functools.partial(attend, "dense"), *exact)
+    d_out = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    for a, b in zip((found, *pull(d_out)), (expected, *pull_exact(d_out)), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * np.abs(b).max())
+    queries = 8 if somewhere else 16
+    assert shapes == [((B, queries, N, H), (B, 16, N, H), (B, 1, queries, 16))]
+
+
+def test_what_cudnn_cannot_do_is_refused(qkv, monkeypatch):
+    q, k, v = qkv
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU, not 'cpu'"):
+        attention(q, k, v, PREFIXES, backend="cudnn")
+    monkeypatch.setattr("glm_jax.attention.traced_device", lambda: types.SimpleNamespace(device_kind="NVIDIA H200"))
+    with pytest.raises(ValueError, match=r"needs model.dtype 'bfloat16' or 'float16', not 'float32'"):
+        attention(q, k, v, PREFIXES, backend="cudnn")
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    with pytest.raises(ValueError, match=r"set attention_dropout to 0, not 0.1, or choose attention_backend 'flash'"):
+        attention(q, k, v, PREFIXES, backend="cudnn", dropout_rate=0.1, dropout_key=jax.random.key(0))
+    with pytest.raises(ValueError, match="heads of 8, 16, … 128 columns, not 6"):
+        attention(q[..., :6], k[..., :6], v[..., :6], PREFIXES, backend="cudnn")

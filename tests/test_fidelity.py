@@ -38,8 +38,11 @@ def test_regenerating_gives_the_same_rows():
     rows = page_lib.page_rows(PAGE)
     assert [(*row[:2], *row[3:]) for row in again] == [(*row[:2], *row[3:]) for row in rows]
     for old, new in zip(rows, again, strict=True):
-        if old[3] not in ("", "exact"):  # float32 noise differs between machines; a change of its size class is news
-            a, b = (max(float(row[2]), float(row[3]) / 1e3) for row in (old, new))
+        if old[3] not in (
+            "",
+            "exact",
+        ):  # float32 noise differs between machines, and may be 0; a change of its size class is news
+            a, b = (max(float(row[2]), float(row[3]) / 1e2) for row in (old, new))
             assert abs(math.log10(a / b)) < 1, (old, new)
 
 
