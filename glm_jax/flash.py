@@ -1,8 +1,8 @@
 """GLM's attention as one kernel for Hopper GPUs: scores, softmax, dropout and their gradients never leave the chip.
 
-Pallas on Mosaic GPU. A warpgroup takes a tile of 64 queries (for the gradients of keys and values, of 64 keys) and walks
-over tiles of the other side, which TMA fetches ahead and WGMMA multiplies; several warpgroups share an SM, so that one
-multiplies while another computes its softmax. Where Part A ends is read at run time, row by row, and what the rule
+Pallas on Mosaic GPU. A warpgroup takes a tile of 64 queries (for the gradients of keys and values, of 64 keys) and
+walks over tiles of the other side, which TMA fetches ahead and WGMMA multiplies; several warpgroups share an SM, and
+one multiplies while another computes its softmax. Where Part A ends is read at run time, row by row, and what the rule
 hides from a whole tile is never fetched. The algorithm is FlashAttention-2's (Dao 2023, arXiv 2307.08691); two kernels
 compute its gradients, because one would add them up in the order in which warpgroups happen to finish.
 """
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from glm_jax.dropout import keeps, mask_seeds, mask_words
 from glm_jax.sharding import partition_spec, traced_device
 
-_TILE = 64  # what one WGMMA instruction multiplies; with 128 keys a warpgroup needs the registers of two
+_TILE = 64  # queries, keys, and columns of a head: what one WGMMA instruction multiplies
 _STAGES = 2  # tiles of the other side in shared memory: one is read while the next arrives
 _HIDDEN = -1e30
 _LOG2_E = math.log2(math.e)
@@ -45,7 +45,7 @@ def flash_attention(
 ) -> Float[Array, "B T N H"]:
     """As `attention.dense_attention` of all queries, with the same dropout mask on any mesh.
 
-    bfloat16 or float16; H is a multiple of 64, at most 128. Rows and heads are split over the mesh as the rules for
+    bfloat16 or float16; H is 64, as in all models of the paper. Rows and heads are split over the mesh as the rules for
     "batch" and "heads" say. With `interpret`, Pallas' InterpretGPUParams, the kernel runs without a GPU, very slowly.
     """
     batch, length, heads, _ = q.shape
@@ -83,10 +83,8 @@ def flash_backend(
         raise ValueError(f"attention backend 'flash' needs a Hopper GPU, not {device!r}: choose 'auto'")
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"attention backend 'flash' needs model.dtype 'bfloat16' or 'float16', not {q.dtype.name!r}")
-    if q.shape[-1] not in (64, 128):
-        raise ValueError(
-            f"attention backend 'flash' needs heads of 64 or 128 columns, not {q.shape[-1]}: choose 'cudnn'"
-        )
+    if q.shape[-1] != _TILE:
+        raise ValueError(f"attention backend 'flash' needs heads of 64 columns, not {q.shape[-1]}: choose 'cudnn'")
     if q.shape[1] != k.shape[1]:  # a row has fewer targets than columns
         return dense_attention(q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids)
     return flash_attention(
@@ -131,7 +129,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _forward(q, k, v, prefix_lengths, extras, rate, interpret):
     """The result, and the logarithm (base 2) of the softmax's sums, float32 [B N P]."""
-    width, keep = q.shape[-1], 1.0 - rate if "row_words" in extras else 1.0
+    scale, keep = q.shape[-1] ** -0.5, 1.0 - rate if "row_words" in extras else 1.0
 
     def start(prefix, first, own):
         hide, drop = (
@@ -141,21 +139,21 @@ def _forward(q, k, v, prefix_lengths, extras, rate, interpret):
 
         def step(key, tiles, carry, masked):
             total, largest, sums = carry
-            scores = _product(own["q"], tiles["k"], interpret, turned=True) * (_LOG2_E * width**-0.5)
+            scores = _product(own["q"], tiles["k"], interpret) * (_LOG2_E * scale)
             if masked:
                 scores = hide(key, tiles, scores, _HIDDEN)
             now_largest = jnp.maximum(largest, jnp.max(scores, axis=1))
             shrink = jnp.exp2(largest - now_largest)
             powers = jnp.exp2(scores - _spread(now_largest, 0))
             sums = sums * shrink + jnp.sum(powers, axis=1)
-            found = _product(drop(tiles, powers).astype(q.dtype), tiles["v"], interpret)
-            return total * _spread(shrink, 0, width) + found, now_largest, sums
+            total = _add_product(total * _spread(shrink, 0), drop(tiles, powers).astype(q.dtype), tiles["v"], interpret)
+            return total, now_largest, sums
 
         def finish(carry):
             total, largest, sums = carry
-            return {"out": total / _spread(sums * keep, 0, width), "sums": largest + jnp.log(sums) * _LOG2_E}
+            return {"out": total / _spread(sums * keep, 0), "sums": largest + jnp.log(sums) * _LOG2_E}
 
-        return (_zeros(width), _column(-jnp.inf), _column(0.0)), step, finish
+        return (_zeros(), _column(-jnp.inf), _column(0.0)), step, finish
 
     results = {"out": (q.shape, q.dtype), "sums": (_vector_shape(q), jnp.float32)}
     found = _launch(_from_queries, start, {"q": q}, {"k": k, "v": v}, prefix_lengths, extras, results, interpret)
@@ -174,15 +172,15 @@ def _queries_gradient(of_queries, of_keys, prefix_lengths, extras, rate, interpr
         sums, correction = _along(own["sums"], 0, interpret), _along(own["correction"], 0, interpret)
 
         def step(key, tiles, total, masked):
-            scores = _product(own["q"], tiles["k"], interpret, turned=True) * (_LOG2_E * scale)
+            scores = _product(own["q"], tiles["k"], interpret) * (_LOG2_E * scale)
             powers = jnp.exp2(scores - _spread(sums, 0))
             if masked:
                 powers = hide(key, tiles, powers, 0.0)
-            d_powers = drop(tiles, _product(own["d_out"], tiles["v"], interpret, turned=True), rescale=True)
+            d_powers = drop(tiles, _product(own["d_out"], tiles["v"], interpret), rescale=True)
             d_scores = powers * (d_powers - _spread(correction, 0))
-            return total + _product(d_scores.astype(q.dtype), tiles["k"], interpret)
+            return _add_product(total, d_scores.astype(q.dtype), tiles["k"], interpret)
 
-        return _zeros(q.shape[-1]), step, lambda total: {"d_q": total * scale}
+        return _zeros(), step, lambda total: {"d_q": total * scale}
 
     results = {"d_q": (q.shape, q.dtype)}
     return _launch(_from_queries, start, of_queries, of_keys, prefix_lengths, extras, results, interpret)["d_q"]
@@ -198,19 +196,19 @@ def _keys_gradients(of_queries, of_keys, prefix_lengths, extras, rate, interpret
 
         def step(query, tiles, carry, masked):
             d_k, d_v = carry
-            scores = _product(own["k"], tiles["q"], interpret, turned=True) * (_LOG2_E * scale)
+            scores = _product(own["k"], tiles["q"], interpret) * (_LOG2_E * scale)
             powers = jnp.exp2(scores - _spread(_along(tiles["sums"], 1, interpret), 1))
             if masked:
                 powers = hide(query, tiles, powers, 0.0)
-            d_v += _product(drop(tiles, powers).astype(v.dtype), tiles["d_out"], interpret)
-            d_powers = drop(tiles, _product(own["v"], tiles["d_out"], interpret, turned=True), rescale=True)
+            d_v = _add_product(d_v, drop(tiles, powers).astype(v.dtype), tiles["d_out"], interpret)
+            d_powers = drop(tiles, _product(own["v"], tiles["d_out"], interpret), rescale=True)
             d_scores = powers * (d_powers - _spread(_along(tiles["correction"], 1, interpret), 1))
-            return d_k + _product(d_scores.astype(k.dtype), tiles["q"], interpret), d_v
+            return _add_product(d_k, d_scores.astype(k.dtype), tiles["q"], interpret), d_v
 
         def finish(carry):
             return {"d_k": carry[0] * scale, "d_v": carry[1] * (1.0 / keep)}
 
-        return (_zeros(k.shape[-1]), _zeros(v.shape[-1])), step, finish
+        return (_zeros(), _zeros()), step, finish
 
     results = {"d_k": (k.shape, k.dtype), "d_v": (v.shape, v.dtype)}
     found = _launch(_from_keys, start, of_keys, of_queries, prefix_lengths, extras, results, interpret)
@@ -234,9 +232,9 @@ def _launch(bounds: Callable, start: Callable, own, other, prefix_lengths, extra
     `own`, `other`, `extras`: arrays by name; `results`: shape and dtype by name. `bounds(prefix, first, tiles)`, where
     `first` is where the own tile begins, gives three numbers of tiles of the other side and whether the masked come
     first: those from the first number to the third concern this one, and up to the second or from it on no pair of them
-    is hidden. `start(prefix, first, own)` gives the initial carry and two functions: `step`, which takes where the other
-    tile begins, its arrays, the carry and whether pairs may be hidden, and gives the next carry, and `finish`, from the
-    last carry to the results.
+    is hidden. `start(prefix, first, own)` gives the initial carry and two functions: `step`, from where the other tile
+    begins, its arrays, the carry and whether pairs may be hidden to the next carry; and `finish`, from the last one to
+    the results.
     """
     length = next(iter(own.values())).shape[1]
     if "segments" in extras:
@@ -324,18 +322,31 @@ def _vector_shape(q):
     return batch, heads, length
 
 
-def _product(x, y, interpret, *, turned=False):
-    """x y, or x yᵀ; x lies in memory or in registers, y in memory."""
+def _product(x, y, interpret):
+    """x yᵀ of two tiles in memory, float32 [64 64]."""
     if interpret is not None:  # interpreters know wgmma in part, and before JAX 0.12 hardly
-        x, y = (x if isinstance(x, jax.Array) else x[...]), y[...]
-        return lax.dot_general(x, y, (((1,), (1 if turned else 0,)), ((), ())), preferred_element_type=jnp.float32)
+        return _interpreted(x[...], y[...], 1)
 
     def multiply(sums):
-        plgpu.wgmma(sums, x, y.transpose((1, 0)) if turned else y)
+        plgpu.wgmma(sums, x, y.transpose((1, 0)))
         return sums[...]
 
-    columns = y.shape[0] if turned else y.shape[1]
-    return pl.run_scoped(multiply, plgpu.ACC((_TILE, columns), jnp.float32))
+    return pl.run_scoped(multiply, plgpu.ACC((_TILE, _TILE), jnp.float32))
+
+
+def _add_product(total, x, y, interpret):
+    """total + x y, for x in registers and y in memory; into the same registers."""
+    if interpret is not None:
+        return total + _interpreted(x, y[...], 0)
+
+    def multiply(sums):
+        plgpu.wgmma(sums, x, y)
+
+    return pl.run_state(multiply)(plgpu.ACC.init(total))
+
+
+def _interpreted(x, y, axis):
+    return lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _hide(prefix, first, own, interpret, *, keys_first):
@@ -378,12 +389,12 @@ def _along(ref, axis, interpret):
     return plgpu.load(ref, *index, layout=plgpu.Layout.WGMMA.reduce(1 - axis))
 
 
-def _spread(x, axis, columns=_TILE):
-    return lax.broadcast_in_dim(x, (_TILE, columns), (axis,))
+def _spread(x, axis):
+    return lax.broadcast_in_dim(x, (_TILE, _TILE), (axis,))
 
 
-def _zeros(columns):
-    return plgpu.layout_cast(jnp.zeros((_TILE, columns), jnp.float32), plgpu.Layout.WGMMA)
+def _zeros():
+    return plgpu.layout_cast(jnp.zeros((_TILE, _TILE), jnp.float32), plgpu.Layout.WGMMA)
 
 
 def _column(value):

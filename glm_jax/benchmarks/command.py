@@ -29,6 +29,18 @@ MEASUREMENTS = {
         "rows to batches, examples a second",
         options={"length": (512, "raw tokens of a row"), "batch": (256, "examples at once")},
     ),
+    "attention": Measurement(
+        "the attention backends of this device, side by side",
+        options={
+            "rows": (16, "of a batch"),
+            "length": (568, "columns of a row"),
+            "prefix": (435, "of them in Part A"),
+            "heads": (16, "of 64 columns"),
+            "dtype": ("bfloat16", "of the computation"),
+            "dropout": (0.0, "rate"),
+            "backends": ((str,), "some of them, by name"),
+        },
+    ),
     "decode": Measurement(
         "writing answers with a model of a named size",
         options={
