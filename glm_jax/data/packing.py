@@ -56,7 +56,8 @@ class ContiguousRows:
         row = _checked(row, len(self))
         per_row = self.sequence_length - 1
         first, last = row * per_row, min((row + 1) * per_row, self._slots)
-        slots = np.full(per_row, self.pad, np.int32)
+        tokens = np.full(self.sequence_length, self.pad, np.int32)
+        tokens[0], slots = self._cls, tokens[1:]
         document = int(np.searchsorted(self._starts, first, side="right")) - 1
         while document < len(self._starts) and (start := int(self._starts[document])) < last:
             text = start + (start % per_row != 0)
@@ -69,7 +70,6 @@ class ContiguousRows:
             if first <= end < last:
                 slots[end - first] = self._eos
             document += 1
-        tokens = np.concatenate([[np.int32(self._cls)], slots])
         return {"tokens": tokens, "length": np.int32(last - first + 1)}
 
     def fingerprint(self) -> str:
@@ -196,10 +196,10 @@ class ConcatenatedRows:
     """Several sets of rows as one, one behind the other (validation sets of a mixture)."""
 
     def __init__(self, parts: Sequence[Rows]):
-        if len({part.sequence_length for part in parts}) != 1:
-            raise DataError("rows of different lengths, or none at all, cannot stand in one batch")
+        if len({(part.sequence_length, part.pad) for part in parts}) != 1:
+            raise DataError("rows of different lengths or pad ids, or none at all, cannot stand in one batch")
         self.sequence_length, self.pad = parts[0].sequence_length, parts[0].pad
-        self._parts = list(parts)
+        self.parts = list(parts)
         self._first = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
 
     def __len__(self) -> int:
@@ -208,24 +208,14 @@ class ConcatenatedRows:
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         row = _checked(row, len(self))
         part = int(np.searchsorted(self._first, row, side="right")) - 1
-        return self._parts[part][row - int(self._first[part])]
+        return self.parts[part][row - int(self._first[part])]
 
     def fingerprint(self) -> str:
         """A hash that tells other rows from these."""
-        return hashlib.sha256("".join(part.fingerprint() for part in self._parts).encode()).hexdigest()
+        return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
 
 
-def _checked(row: int, count: int) -> int:
-    if not 0 <= row < count:
-        raise IndexError(f"row {row} of {count}")
-    return int(row)
-
-
-def _fingerprint(kind: str, documents: Documents, *options) -> str:
-    return hashlib.sha256(repr((kind, documents.fingerprint(), *options)).encode()).hexdigest()
-
-
-class Mixture:
+class Mixture(ConcatenatedRows):
     """Training rows of several corpora, of which each gives a fixed share; a pass over one starts as it ends.
 
     Args:
@@ -236,15 +226,20 @@ class Mixture:
     def __init__(self, parts: Sequence[Rows], weights: Sequence[float]):
         if len(parts) != len(weights) or not parts or not all(0 < weight < float("inf") for weight in weights):
             raise DataError(f"a mixture of {len(parts)} parts needs a positive weight for each, not {list(weights)}")
-        if len({(part.sequence_length, part.pad) for part in parts}) != 1:
-            raise DataError("rows of different lengths or pad ids cannot stand in one batch")
-        self.parts, self.weights = list(parts), [float(weight) for weight in weights]
-        self.sequence_length, self.pad = parts[0].sequence_length, parts[0].pad
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        super().__init__(parts)
+        self.weights = [float(weight) for weight in weights]
 
     def fingerprint(self) -> str:
         """A hash that tells another mixture from this one."""
         parts = [part.fingerprint() for part in self.parts]
         return hashlib.sha256(repr((parts, self.weights)).encode()).hexdigest()
+
+
+def _checked(row: int, count: int) -> int:
+    if not 0 <= row < count:
+        raise IndexError(f"row {row} of {count}")
+    return int(row)
+
+
+def _fingerprint(kind: str, documents: Documents, *options) -> str:
+    return hashlib.sha256(repr((kind, documents.fingerprint(), *options)).encode()).hexdigest()

@@ -40,8 +40,8 @@ def train_iterator(
       seed: of the order.
       process_index, process_count: which share of each batch to make.
       start: first global example index; `set_state` sets it too.
-      threads: threads that read rows ahead; 0 reads in the caller's thread.
-      prefetch: rows read ahead.
+      threads: threads that make batches ahead; 0 makes them in the caller's thread.
+      prefetch: rows made ahead, rounded up to whole batches, at least one a thread.
 
     Raises:
       DataError: there are no rows, or the batch cannot be divided among the processes.
@@ -61,7 +61,7 @@ class TrainIterator:
         self._batch_size, self._seed, self._process_index = batch_size, seed, process_index
         self._threads, self._prefetch = threads, prefetch
         self._rows_fingerprint = rows.fingerprint()
-        self._examples = ordered_examples(rows, seed)
+        self._rows, self._order = rows, row_order(rows, seed)
         self._seek(start)
 
     def _seek(self, start: int) -> None:
@@ -70,11 +70,14 @@ class TrainIterator:
         if start < 0:
             raise DataError(f"the first example index must not be negative, but is {start}")
         self._next = start
-        local = _LocalExamples(self._examples, start, self._batch_size, self._local, self._process_index)
-        options = grain.ReadOptions(
-            num_threads=self._threads, prefetch_buffer_size=self._prefetch if self._threads else 0
+        batches = _LocalBatches(
+            self._rows, self._order, start + self._process_index * self._local, self._batch_size, self._local
         )
-        self._iterator = iter(grain.MapDataset.source(local).to_iter_dataset(options).batch(self._local))
+        options = grain.ReadOptions(
+            num_threads=self._threads,
+            prefetch_buffer_size=max(self._threads, -(-self._prefetch // self._local)) if self._threads else 0,
+        )
+        self._iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
     def __iter__(self) -> "TrainIterator":
         return self
@@ -104,33 +107,33 @@ class TrainIterator:
         self._seek(int(state["next_example"]))
 
 
-class _LocalExamples:
-    """The examples of one process, by their number there."""
+class _LocalBatches:
+    """The batches of one process, by step. Grain is asked for whole batches, because it takes its time for each."""
 
-    def __init__(self, examples, start, batch_size, local, process_index):
-        self._examples, self._start = examples, start + process_index * local
-        self._batch_size, self._local = batch_size, local
+    def __init__(self, rows, order, first, batch_size, local):
+        self._rows, self._order, self._first, self._batch_size, self._local = rows, order, first, batch_size, local
 
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, number: int) -> HostBatch:
-        step, row = divmod(number, self._local)
-        index = self._start + step * self._batch_size + row
-        return _example(self._examples[index], index)
+    def __getitem__(self, step: int) -> HostBatch:
+        first = self._first + step * self._batch_size
+        return _stack([_example(self._rows[self._order[i]], i) for i in range(first, first + self._local)])
 
 
-def ordered_examples(rows: Rows | Mixture, seed: int):
-    """Endless sequence of rows by global example index: a new permutation of the rows each epoch."""
+def row_order(rows: Rows | Mixture, seed: int) -> Any:
+    """A Grain dataset, row numbers by global example index, without end: a new permutation of the rows each epoch."""
     import grain
 
+    def shuffled(first, count, seed):
+        return grain.MapDataset.range(first, first + count).seed(seed).shuffle().repeat()
+
     if not isinstance(rows, Mixture):
-        return grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
-    seeds = np.random.SeedSequence(seed).generate_state(len(rows.parts))
-    parts = [
-        grain.MapDataset.source(part).seed(int(part_seed)).shuffle().repeat()
-        for part, part_seed in zip(rows.parts, seeds, strict=True)
-    ]
+        return shuffled(0, len(rows), seed)
+    seeds = np.random.SeedSequence(seed).generate_state(len(rows.parts)).tolist()
+    counts = [len(part) for part in rows.parts]
+    firsts = np.cumsum([0, *counts]).tolist()
+    parts = [shuffled(*each) for each in zip(firsts, counts, seeds, strict=False)]
     return grain.MapDataset.mix(parts, rows.weights)
 
 
