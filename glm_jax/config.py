@@ -31,6 +31,7 @@ def pretrain() -> ConfigDict:
     config.data.non_sentence_start = 0.0
     config.data.data_dir = "data"  # corpora and tokens are prepared here once
     config.data.workers = None  # processes that tokenise; None: all cores
+    config.data.read_workers = 0  # processes that make batches; 0: threads of the training process, enough for most
     config.data.tokenizer = ConfigDict()
     config.data.tokenizer.path = None  # a tokenizer folder; None trains SentencePiece on the corpus
     config.data.tokenizer.vocabulary = None  # bert, roberta, gpt2, chinese: `path` has the files of that vocabulary

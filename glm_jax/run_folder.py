@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Keys that change nothing about what is computed: a run may be continued with other values.
 FREE_KEYS = (
-    "log_every", "show_every", "keep_last", "mesh.", "rules", "data.data_dir", "data.workers", "init_from",
-    "compilation_cache",
+    "log_every", "show_every", "keep_last", "mesh.", "rules", "data.data_dir", "data.workers", "data.read_workers",
+    "init_from", "compilation_cache",
 )  # fmt: skip
 
 BEST = ("validation_loss", "min")  # what the best checkpoint of a run is
@@ -119,8 +119,8 @@ def to_json(config: ConfigDict) -> str:
 def agreed_keys(config: ConfigDict) -> dict:
     """The config without what may differ from host to host."""
     values = json.loads(to_json(config))
-    for key in ("data_dir", "workers"):
-        del values["data"][key]
+    for key in ("data_dir", "workers", "read_workers"):
+        values["data"].pop(key, None)
     del values["compilation_cache"]
     return values
 

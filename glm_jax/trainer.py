@@ -83,10 +83,11 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
     process, processes = sharding.process_shard(mesh, rules)
     batches = data.train_iterator(
         subject.train_rows, batch_size=config.batch_size, seed=config.seed, process_index=process,
-        process_count=processes,
+        process_count=processes, workers=config.data.get("read_workers", 0),
     )  # fmt: skip
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(batches))
         stack.enter_context(run.activate())
         keep_best = subject.best if config.keep_best else None
         checkpoints = stack.enter_context(

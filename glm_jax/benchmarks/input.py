@@ -33,7 +33,7 @@ def run(config: Any, megabytes: float = 4.0, seconds: float = 3.0) -> dict:
     rows, size = dataset.train_rows, config.batch_size
     random = np.random.default_rng(0).integers(0, len(rows), 100_000).tolist()
     row_numbers = itertools.cycle(random)
-    batches = data.train_iterator(rows, batch_size=size, seed=config.seed)
+    batches = data.train_iterator(rows, batch_size=size, seed=config.seed, workers=config.data.read_workers)
 
     def to_device():
         return sharding.host_to_device(program.Rows(**next(batches)), mesh, rules)

@@ -4,6 +4,14 @@ Everything follows from one number, the global example index: example e of a run
 number of processes and point of resume, and the corruption draws its randomness from e.
 """
 
+import collections
+import concurrent.futures
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +21,7 @@ from glm_jax.data.errors import DataError
 from glm_jax.data.packing import Mixture, Rows
 
 _ENDLESS = 1 << 62
+_worker_batches: Any = None  # of a process that does nothing but make batches
 HostBatch = dict[str, np.ndarray]
 
 
@@ -26,6 +35,7 @@ def train_iterator(
     start: int = 0,
     threads: int = 2,
     prefetch: int = 64,
+    workers: int = 0,
 ) -> "TrainIterator":
     """Endless training batches of this process.
 
@@ -40,50 +50,66 @@ def train_iterator(
       seed: of the order.
       process_index, process_count: which share of each batch to make.
       start: first global example index; `set_state` sets it too.
-      threads: threads that make batches ahead; 0 makes them in the caller's thread.
+      threads: threads that make batches ahead; 0 makes them in the caller's. Python runs one at a time: more of them
+        help where reading waits, not where it computes.
       prefetch: rows made ahead, rounded up to whole batches, at least one a thread.
+      workers: processes that make batches instead; 0: none. They start with the first batch, for which a script needs
+        its `if __name__ == "__main__"`, and end with `close`.
 
     Raises:
-      DataError: there are no rows, or the batch cannot be divided among the processes.
+      DataError: there are no rows, the batch cannot be divided among the processes, or `workers` is negative.
     """
-    return TrainIterator(rows, batch_size, seed, process_index, process_count, start, threads, prefetch)
+    return TrainIterator(rows, batch_size, seed, process_index, process_count, start, threads, prefetch, workers)
 
 
 class TrainIterator:
     """Iterator of `train_iterator`, with a state that fits any batch size and number of processes."""
 
-    def __init__(self, rows, batch_size, seed, process_index, process_count, start, threads, prefetch):
+    def __init__(self, rows, batch_size, seed, process_index, process_count, start, threads, prefetch, workers):
         self._local = _local_batch(batch_size, process_index, process_count)
         if not len(rows):
             raise DataError("there are no rows to train on")
         if not 0 <= seed < 2**32:
             raise DataError(f"seed must lie in [0, 2**32), not {seed}")
+        if workers < 0:
+            raise DataError(f"workers must be 0 or more, not {workers}")
         self._batch_size, self._seed, self._process_index = batch_size, seed, process_index
-        self._threads, self._prefetch = threads, prefetch
+        self._threads, self._prefetch, self._workers = threads, prefetch, workers
         self._rows_fingerprint = rows.fingerprint()
-        self._rows, self._order = rows, row_order(rows, seed)
+        self._rows = rows
+        self._batches = None
         self._seek(start)
 
     def _seek(self, start: int) -> None:
-        import grain
-
         if start < 0:
             raise DataError(f"the first example index must not be negative, but is {start}")
+        self.close()
         self._next = start
-        batches = _LocalBatches(
-            self._rows, self._order, start + self._process_index * self._local, self._batch_size, self._local
-        )
-        options = grain.ReadOptions(
-            num_threads=self._threads,
-            prefetch_buffer_size=max(self._threads, -(-self._prefetch // self._local)) if self._threads else 0,
-        )
-        self._iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+    def _open(self):
+        import grain
+
+        first = self._next + self._process_index * self._local
+        batches = _LocalBatches(self._rows, self._seed, first, self._batch_size, self._local)
+        ahead = max(self._threads, -(-self._prefetch // self._local))
+        if self._workers:
+            return _made_by_processes(batches, self._workers, max(ahead, 2 * self._workers))
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead if self._threads else 0)
+        return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+    def close(self) -> None:
+        """Ends the threads or processes that make batches ahead; the next batch would start them anew."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
 
     def __iter__(self) -> "TrainIterator":
         return self
 
     def __next__(self) -> HostBatch:
-        batch = next(self._iterator)
+        if self._batches is None:
+            self._batches = self._open()
+        batch = next(self._batches)
         self._next += self._batch_size
         return batch
 
@@ -110,8 +136,12 @@ class TrainIterator:
 class _LocalBatches:
     """The batches of one process, by step. Grain is asked for whole batches, because it takes its time for each."""
 
-    def __init__(self, rows, order, first, batch_size, local):
-        self._rows, self._order, self._first, self._batch_size, self._local = rows, order, first, batch_size, local
+    def __init__(self, rows, seed, first, batch_size, local):
+        self._rows, self._seed, self._first, self._batch_size, self._local = rows, seed, first, batch_size, local
+
+    @functools.cached_property
+    def _order(self):
+        return row_order(self._rows, self._seed)
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -119,6 +149,44 @@ class _LocalBatches:
     def __getitem__(self, step: int) -> HostBatch:
         first = self._first + step * self._batch_size
         return _stack([_example(self._rows[self._order[i]], i) for i in range(first, first + self._local)])
+
+
+def _made_by_processes(batches: _LocalBatches, workers: int, ahead: int) -> Iterator[HostBatch]:
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(batches,)
+    )
+    try:
+        coming = collections.deque(pool.submit(_make_batch, step) for step in range(ahead))
+        for step in itertools.count(ahead):
+            yield coming.popleft().result()
+            coming.append(pool.submit(_make_batch, step))
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise DataError(
+            f"one of {workers} processes that make batches has died: if memory ran out, take fewer data.read_workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(batches: _LocalBatches) -> None:
+    """A worker ends when the run ends it or is gone, and not by what is sent to all processes of a group.
+
+    After Ctrl-C or SIGTERM a run still makes its steps up to the one that is saved.
+    """
+    global _worker_batches
+    _worker_batches = batches
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make_batch(step: int) -> HostBatch:
+    return _worker_batches[step]
 
 
 def row_order(rows: Rows | Mixture, seed: int) -> Any:

@@ -117,6 +117,7 @@ class DataSpec(_FromDict):
       non_sentence_start: `sampled` only: probability that a window may start inside a sentence.
       data_dir: folder for everything that is prepared once.
       workers: processes that tokenise; 0 uses this process alone, None all cores. Has no effect on the result.
+      read_workers: processes that make training batches; 0 uses threads of this one. Has no effect on the result.
     """
 
     corpora: tuple[CorpusSpec, ...] = (CorpusSpec("bible"),)
@@ -127,6 +128,7 @@ class DataSpec(_FromDict):
     non_sentence_start: float = 0.0
     data_dir: str = "data"
     workers: int | None = None
+    read_workers: int = 0
 
     @classmethod
     def from_dict(cls, values: Any) -> "DataSpec":
@@ -154,4 +156,6 @@ class DataSpec(_FromDict):
             raise DataError(f"DataSpec.non_sentence_start must lie in [0, 1], not {self.non_sentence_start}")
         if self.workers is not None and self.workers < 0:
             raise DataError(f"DataSpec.workers must be None, 0 or more, not {self.workers}")
+        if self.read_workers < 0:
+            raise DataError(f"DataSpec.read_workers must be 0 or more, not {self.read_workers}")
         _one_of("DataSpec.packing", self.packing, PACKINGS)

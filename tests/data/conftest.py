@@ -29,8 +29,13 @@ def documents():
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory):
+def embedded_folder(tmp_path_factory):
+    """The data_dir of `embedded`."""
+    return str(tmp_path_factory.mktemp("embedded"))
+
+
+@pytest.fixture(scope="session")
+def embedded(embedded_folder):
     """The embedded corpus with a 4,096-piece SentencePiece model, made once for all tests."""
-    folder = tmp_path_factory.mktemp("embedded")
-    spec = {"corpora": [{"source": "bible"}], "sequence_length": 128, "data_dir": str(folder), "workers": 0}
+    spec = {"corpora": [{"source": "bible"}], "sequence_length": 128, "data_dir": embedded_folder, "workers": 0}
     return data.load(spec, report=lambda line: None)

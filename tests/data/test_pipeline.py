@@ -1,5 +1,12 @@
+import contextlib
 import itertools
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -57,6 +64,53 @@ def test_each_epoch_holds_every_row_once_in_a_new_order(rows):
 def test_the_stream_depends_neither_on_batch_size_nor_on_threads(rows, batch_size, threads):
     expected = join(take(96, rows, batch_size=1))
     assert_same(join(take(96 // batch_size, rows, batch_size=batch_size, threads=threads)), expected)
+
+
+def test_workers_make_the_same_batches(embedded):
+    """Also after a jump, for which they begin anew."""
+    rows = embedded.train_rows
+    expected = take(9, rows, batch_size=8)
+    with contextlib.closing(train_iterator(rows, batch_size=8, seed=3, workers=2)) as iterator:
+        assert_same(join([next(iterator) for _ in range(9)]), join(expected))
+        iterator.set_state({**iterator.get_state(), "next_example": 32})
+        assert_same(join([next(iterator) for _ in range(5)]), join(expected[4:]))
+
+
+_WITH_WORKERS = """
+import multiprocessing, os, signal, sys
+from glm_jax import data
+
+if __name__ == "__main__":
+    spec = {"corpora": [{"source": "bible"}], "sequence_length": 128, "data_dir": sys.argv[1], "workers": 0}
+    batches = data.train_iterator(data.load(spec).train_rows, batch_size=8, seed=0, workers=2)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "forgotten"])
+def test_workers_do_not_outlive_the_run(embedded, embedded_folder, how):
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_WORKERS, embedded_folder, how], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == (-signal.SIGKILL if how == "killed" else 0), done.stderr
+    workers = [int(pid) for pid in done.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_dead_worker_is_named(embedded):
+    with contextlib.closing(train_iterator(embedded.train_rows, batch_size=8, seed=3, workers=1)) as iterator:
+        next(iterator)
+        for child in multiprocessing.active_children():
+            child.kill()
+        with pytest.raises(DataError, match="1 processes that make batches has died: if memory ran out"):
+            list(itertools.islice(iterator, 200))
 
 
 @pytest.mark.parametrize("count", [2, 4])
