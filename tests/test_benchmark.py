@@ -15,6 +15,7 @@ import pytest
 import tiny_run
 
 from glm_jax.batch import Batch
+from glm_jax.benchmarks import attention as attention_
 from glm_jax.benchmarks import choices, command, corruption, decode, finetune, growth, peer, step
 from glm_jax.benchmarks import compile as compile_
 from glm_jax.benchmarks import input as input_
@@ -315,6 +316,30 @@ def test_every_measurement_takes_its_options():
 def test_a_length_that_cannot_be_is_refused(length):
     with pytest.raises(ValueError, match="at least 4"):
         corruption.run(length=length, batch=2)
+
+
+def test_attention_benchmark_compares_what_runs_here_and_says_what_does_not():
+    result = attention_.run(rows=2, length=24, prefix=17, heads=2, dtype="float32")
+    table = result["backends"]
+    ran = {name for name, row in table.items() if "refused" not in row}
+    assert ran == {"dense", "chunked"}
+    assert set(table) - ran == {"cudnn", "flash", "splash"}
+    assert "needs a Hopper GPU" in table["flash"]["refused"]
+    assert table["dense"]["difference"] == 0
+    assert table["chunked"]["difference"] < 1e-5
+    pairs = 17 * 17 + sum(range(18, 25))
+    flops = 3 * 2 * 2 * 2 * 2 * 64 * pairs  # backward twice forward; rows, heads; two products
+    row = table["chunked"]
+    np.testing.assert_allclose(row["useful_gflops_per_second"] * row["forward_and_backward_seconds"], flops / 1e9)
+    dropping = attention_.run(rows=1, length=8, prefix=5, heads=1, dropout=0.5, backends=("dense",), in_a_row=2)
+    assert "difference" not in dropping["backends"]["dense"]
+
+
+def test_attention_benchmark_refuses_what_cannot_be():
+    with pytest.raises(ValueError, match="unknown attention backend 'flesh'; known: auto, chunked"):
+        attention_.run(backends=("flesh",))
+    with pytest.raises(ValueError, match="--prefix=9 of rows of 8 columns"):
+        attention_.run(length=8, prefix=9)
 
 
 def test_decode_benchmark_counts_tokens_and_programs():

@@ -48,7 +48,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         (
             f"python -m glm_jax.benchmark {verb}"
-            for verb in ("step", "peer", "decode", "input", "compile", "finetune", "growth", "choices")
+            for verb in ("step", "attention", "peer", "decode", "input", "compile", "finetune", "growth", "choices")
         ),
         "tests/test_benchmark.py",
     ),
