@@ -4,8 +4,10 @@ Part A (the first `prefix_length` tokens) is read in both directions; Part B is 
 Part A (Du et al. 2022, section 2.1). One integer a row says it, and segments where texts share a row: no masks.
 """
 
+import dataclasses
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -67,10 +69,10 @@ def attention(
     when this is compiled, positions before it get no scores with keys behind it. With a `dropout_key`, attention
     probabilities are dropped at `dropout_rate`.
 
-    Raises ValueError for an unknown backend, and for queries and keys of different number without `query_index`.
+    Raises ValueError as `check_backend`, and for queries and keys of different number without `query_index`.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(sorted(BACKENDS))}")
+    rate = 0.0 if dropout_key is None else dropout_rate
+    check_backend(backend, q.dtype, q.shape[-1], dropout_rate=rate, several_texts=segment_ids is not None)
     if query_index is None:
         if q.shape[1] != k.shape[1]:
             raise ValueError(
@@ -204,22 +206,7 @@ def chunked_attention(
 def cudnn_attention(
     q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids=None, longest_prefix=None
 ):
-    """As `dense_attention`, by cuDNN's fused kernels for NVIDIA GPUs: no scores in memory, but the rule as a mask.
-
-    Raises ValueError for another device, for dropout, and for a dtype or width that the kernels do not know.
-    """
-    device, width = traced_device().device_kind, q.shape[-1]
-    if "NVIDIA" not in device:
-        raise ValueError(f"attention backend 'cudnn' needs an NVIDIA GPU, not {device!r}: choose 'auto'")
-    if dropout_key is not None and dropout_rate:
-        raise ValueError(
-            f"attention backend 'cudnn' drops no attention: set attention_dropout to 0, not {dropout_rate}, or choose "
-            "attention_backend 'flash'"
-        )
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(f"attention backend 'cudnn' needs model.dtype 'bfloat16' or 'float16', not {q.dtype.name!r}")
-    if width % 8 or width > 128:
-        raise ValueError(f"attention backend 'cudnn' needs heads of 8, 16, … 128 columns, not {width}: choose 'dense'")
+    """As `dense_attention`, by cuDNN's fused kernels for NVIDIA GPUs: no scores in memory, but the rule as a mask."""
     queries = q.shape[1]
     seen = _visible_pairs(prefix_lengths, query_index, segment_ids, q.shape[:2], k.shape[1])
     behind, behind_keys = -queries % 8, -k.shape[1] % 8  # its gradients want even numbers, its loads whole vectors
@@ -258,6 +245,59 @@ BACKENDS = {
     "flash": _flash,
     "splash": _splash,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """What a backend needs that does not run everywhere."""
+
+    device: str
+    kinds: str  # pattern of the device's name
+    widths: tuple[int, ...] = ()  # of a head; none named: any
+    dtypes: tuple[str, ...] = ("bfloat16", "float16")
+    instead_of_dropout: str | None = None  # backend to take for what it cannot do; None: it can
+    instead_of_segments: str | None = None
+
+
+_KERNELS = {
+    "cudnn": _Kernel("an NVIDIA GPU", "NVIDIA", widths=tuple(range(8, 129, 8)), instead_of_dropout="flash"),
+    "flash": _Kernel("a Hopper GPU", r"\bG?H(20|100|200|800)\b", widths=(64,)),
+    "splash": _Kernel(
+        "a TPU", "^TPU", dtypes=("bfloat16", "float32"), instead_of_dropout="chunked", instead_of_segments="chunked"
+    ),
+}
+
+
+def check_backend(
+    backend: str, dtype: Any, head_width: int, *, dropout_rate: float = 0.0, several_texts: bool = False
+) -> None:
+    """Raises ValueError for an unknown backend, and for one that cannot do this on the device that is traced for.
+
+    `several_texts`: that rows may hold several, told apart by segments.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(sorted(BACKENDS))}")
+    if backend not in _KERNELS:
+        return
+    kernel, device, dtype = _KERNELS[backend], traced_device().device_kind, jnp.dtype(dtype).name
+    this = f"attention backend {backend!r}"
+    if not re.search(kernel.kinds, device):
+        raise ValueError(f"{this} needs {kernel.device}, not {device!r}: choose 'auto'")
+    if dtype not in kernel.dtypes:
+        raise ValueError(f"{this} needs model.dtype {' or '.join(map(repr, kernel.dtypes))}, not {dtype!r}")
+    if kernel.widths and head_width not in kernel.widths:
+        known = ", ".join(map(str, kernel.widths))
+        raise ValueError(f"{this} needs heads of {known} columns, not {head_width}: choose 'auto'")
+    if dropout_rate and kernel.instead_of_dropout:
+        raise ValueError(
+            f"{this} drops no attention: set attention_dropout to 0, not {dropout_rate}, or choose attention_backend "
+            f"{kernel.instead_of_dropout!r}"
+        )
+    if several_texts and kernel.instead_of_segments:
+        raise ValueError(
+            f"{this} knows one text a row: set corruption.short_sequence_prob to 0, or choose attention_backend "
+            f"{kernel.instead_of_segments!r}"
+        )
 
 
 @struct.dataclass

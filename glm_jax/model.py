@@ -390,6 +390,7 @@ def initial_parameters(config: GLMConfig, key: Any) -> Any:
     N(0, init_std² / (2 · num_layers)), biases 0, layer norm scales 1, as in the original.
     """
     ids = jnp.zeros((1, 1), jnp.int32)
+    config = dataclasses.replace(config, attention_backend="dense")  # kernels know no vmap over layers
     return GLM(config).init(key, ids, ids, ids, jnp.zeros((1,), jnp.int32))["params"]
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from glm_jax import config as config_lib
 from glm_jax import durations, optimizer, sharding
+from glm_jax.attention import check_backend
 from glm_jax.batch import Batch
 from glm_jax.corruption import CorruptionConfig
 from glm_jax.mesh import make_mesh
@@ -116,6 +117,11 @@ def check_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> tupl
     state_bytes = 12.0 * parameter_count(model)  # float32 parameters and two moments; the vocabulary comes later
     mesh = make_mesh(shape, devices, model.head_width, state_bytes)
     rules = sharding.RULES | dict(config.rules)
+    with jax.set_mesh(mesh):
+        check_backend(
+            model.attention_backend, model.dtype, model.head_width, dropout_rate=model.attention_dropout,
+            several_texts=config.get("corruption", {}).get("short_sequence_prob", 0) > 0,
+        )  # fmt: skip
     if shared := set(sharding.rule_axes("batch", rules)) & set(sharding.rule_axes("vocab", rules)):
         raise ValueError(
             f"the rules split both 'batch' and 'vocab' over {', '.join(sorted(shared))}: the head needs every row "

@@ -55,19 +55,7 @@ def splash_backend(
 ):
     """As the backends of glm_jax/attention.py. Queries at some positions only (the last layer's, and those behind the
     longest prefix) go the dense way.
-
-    Raises ValueError for what the kernel cannot express: dropout of attention, and several texts in a row.
     """
-    if dropout_key is not None and dropout_rate:
-        raise ValueError(
-            f"attention backend 'splash' drops no attention: set attention_dropout to 0, not {dropout_rate}, or choose "
-            "attention_backend 'chunked'"
-        )
-    if segment_ids is not None:
-        raise ValueError(
-            "attention backend 'splash' knows one text a row: set corruption.short_sequence_prob to 0, or choose "
-            "attention_backend 'chunked'"
-        )
     from glm_jax.attention import dense_attention
 
     def dense(q, index):

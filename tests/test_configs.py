@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import os
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -162,3 +163,20 @@ def test_the_head_of_each_file_has_its_command_and_hardware():
         head = ast.get_docstring(ast.parse(path.read_text()))
         assert f"configs/pretrain/{path.name}" in head or path.stem == "quickstart"
         assert "Hardware:" in head or "Measured on" in head
+
+
+def test_an_attention_backend_for_other_devices_is_refused(monkeypatch):
+    """Before data is touched, and for the devices of the mesh."""
+    config = load("glm_2b")
+    for backend, needed in (("flash", "a Hopper GPU"), ("cudnn", "an NVIDIA GPU"), ("splash", "a TPU")):
+        config.model.attention_backend = backend
+        with pytest.raises(ValueError, match=f"'{backend}' needs {needed}, not 'cpu': choose 'auto'"):
+            program.check(config)
+    monkeypatch.setattr("glm_jax.attention.traced_device", lambda: types.SimpleNamespace(device_kind="TPU v5"))
+    with pytest.raises(ValueError, match=r"set attention_dropout to 0, not 0.1"):
+        program.check(config)
+    config.model.attention_dropout = 0.0
+    with pytest.raises(ValueError, match=r"set corruption.short_sequence_prob to 0"):
+        program.check(config)
+    config.corruption.short_sequence_prob = 0.0
+    program.check(config)

@@ -16,7 +16,7 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from glm_jax import flash, sharding
 from glm_jax.attention import attention, dense_attention, visible
-from glm_jax.flash import flash_attention, flash_backend
+from glm_jax.flash import flash_attention
 from glm_jax.mesh import make_mesh
 
 INTERPRET = InterpretGPUParams()
@@ -31,8 +31,7 @@ def _inputs(batch, length, heads=1):
 
 
 def _on(monkeypatch, kind):
-    for module in ("flash", "attention"):
-        monkeypatch.setattr(f"glm_jax.{module}.traced_device", lambda: types.SimpleNamespace(device_kind=kind))
+    monkeypatch.setattr("glm_jax.attention.traced_device", lambda: types.SimpleNamespace(device_kind=kind))
 
 
 @pytest.mark.parametrize(
@@ -102,18 +101,21 @@ def test_a_mesh_changes_nothing():
 
 def test_what_it_cannot_do_is_refused(monkeypatch):
     q, k, v, _ = _inputs(1, 64)
-    rest = jnp.array([40]), jnp.arange(64)[None, :], 0.0, None
+
+    def attend(*qkv):
+        return attention(*qkv, jnp.array([40]), backend="flash")
+
     with pytest.raises(ValueError, match="needs a Hopper GPU, not 'cpu': choose 'auto'"):
-        attention(q, k, v, rest[0], backend="flash")
+        attend(q, k, v)
     for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA B200", "TPU v5"):
         _on(monkeypatch, kind)
         with pytest.raises(ValueError, match=f"not '{kind}'"):
-            flash_backend(q, k, v, *rest)
+            attend(q, k, v)
     _on(monkeypatch, "NVIDIA H100 80GB HBM3")
     with pytest.raises(ValueError, match=r"needs model.dtype 'bfloat16' or 'float16', not 'float32'"):
-        flash_backend(*(x.astype(jnp.float32) for x in (q, k, v)), *rest)
+        attend(*(x.astype(jnp.float32) for x in (q, k, v)))
     with pytest.raises(ValueError, match="heads of 64 columns, not 32"):
-        flash_backend(q[..., :32], k[..., :32], v[..., :32], *rest)
+        attend(q[..., :32], k[..., :32], v[..., :32])
 
 
 def test_queries_at_targets_are_dense(monkeypatch):

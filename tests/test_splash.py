@@ -1,5 +1,8 @@
 """Splash attention obeys the visibility rule, forward and backward; interpreted, because there is no TPU here."""
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,16 +49,28 @@ def test_a_mesh_changes_nothing():
     np.testing.assert_allclose(split, alone, atol=1e-6)
 
 
-def test_what_it_cannot_express_is_refused():
+@pytest.fixture
+def on_a_tpu(monkeypatch):
+    """Of which there is none: the kernel must be interpreted or replaced."""
+    monkeypatch.setattr("glm_jax.attention.traced_device", lambda: types.SimpleNamespace(device_kind="TPU v5"))
+
+
+def test_what_it_cannot_express_is_refused(on_a_tpu):
     q, k, v, _ = _inputs(1, 128)
-    prefixes, index = jnp.array([40]), jnp.arange(128)[None, :]
-    with pytest.raises(ValueError, match="set attention_dropout to 0"):
-        splash_backend(q, k, v, prefixes, index, 0.1, jax.random.key(0))
+    attend = functools.partial(attention, q, k, v, jnp.array([40]), backend="splash")
+    with pytest.raises(ValueError, match=r"set attention_dropout to 0, not 0.1, or choose attention_backend 'chunked'"):
+        attend(dropout_rate=0.1, dropout_key=jax.random.key(0))
     with pytest.raises(ValueError, match="knows one text a row"):
-        splash_backend(q, k, v, prefixes, index, 0.0, None, jnp.ones((1, 128), jnp.int32))
+        attend(segment_ids=jnp.ones((1, 128), jnp.int32))
 
 
-def test_queries_behind_the_longest_prefix_are_dense(monkeypatch):
+def test_it_needs_a_tpu():
+    q, k, v, _ = _inputs(1, 128)
+    with pytest.raises(ValueError, match="'splash' needs a TPU, not 'cpu': choose 'auto'"):
+        attention(q, k, v, jnp.array([40]), backend="splash")
+
+
+def test_queries_behind_the_longest_prefix_are_dense(on_a_tpu, monkeypatch):
     q, k, v, _ = _inputs(2, 150)
     prefixes = jnp.array([40, 128])
     whole = splash_attention(q, k, v, prefixes, interpret=True)
