@@ -266,6 +266,7 @@ _KERNELS = {
         "a TPU", "^TPU", dtypes=("bfloat16", "float32"), instead_of_dropout="chunked", instead_of_segments="chunked"
     ),
 }
+PORTABLE = tuple(sorted(set(BACKENDS) - set(_KERNELS)))  # backends that run on any device
 
 
 def check_backend(

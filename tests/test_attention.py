@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glm_jax.attention import BACKENDS, attention, visible
+from glm_jax.attention import PORTABLE, attention, visible
 from glm_jax.dropout import keep_mask, mask_seeds
 
 B, T, N, H = 4, 9, 2, 8
 PREFIXES = jnp.array([0, 3, 9, 1], jnp.int32)
-ANYWHERE = sorted(
     set(BACKENDS) - {"cudnn", "flash", "splash"}
 )  # which need a GPU or a TPU: below, test_flash.py, test_splash.py
 
@@ -44,7 +43,7 @@ def test_visible_is_the_rule_of_the_original():
         np.testing.assert_array_equal(seen, expected)
 
 
-@pytest.mark.parametrize("backend", ANYWHERE)
+@pytest.mark.parametrize("backend", PORTABLE)  # cudnn: below; flash: test_flash.py; splash: test_splash.py
 def test_backend_obeys_the_rule(qkv, backend):
     q, k, v = qkv
     positions = np.tile(np.arange(T), (B, 1))
@@ -52,7 +51,7 @@ def test_backend_obeys_the_rule(qkv, backend):
     np.testing.assert_allclose(out, written_out(q, k, v, PREFIXES, positions), atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ANYWHERE)
+@pytest.mark.parametrize("backend", PORTABLE)  # cudnn: below; flash: test_flash.py; splash: test_splash.py
 def test_gradients_are_those_of_the_definition(qkv, backend):
     direction = np.random.default_rng(1).normal(size=(B, T, N, H)).astype(np.float32)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from models import CONFIG, SPECIAL, full, keys, params, prompts
 
-from glm_jax.attention import BACKENDS
+from glm_jax.attention import PORTABLE
 from glm_jax.decoding import Decoder, DecodingError, Strategy, answer, engine
 from glm_jax.decoding.answer import bucket
 from glm_jax.decoding.prompts import Prompt
@@ -61,7 +61,7 @@ def greedy_by_full_forward(name, prompt, max_new_tokens):
     return answers, scores
 
 
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"splash"}))  # splash needs a TPU: test_splash.py
+@pytest.mark.parametrize("backend", PORTABLE)
 def test_cached_logits_are_those_of_the_whole_forward(backend):
     config = dataclasses.replace(CONFIG, attention_backend=backend)
     prepared = engine.prepare(params("A"), config=config, unrolled=True)
