@@ -13,8 +13,6 @@ from glm_jax.dropout import keep_mask, mask_seeds
 
 B, T, N, H = 4, 9, 2, 8
 PREFIXES = jnp.array([0, 3, 9, 1], jnp.int32)
-    set(BACKENDS) - {"cudnn", "flash", "splash"}
-)  # which need a GPU or a TPU: below, test_flash.py, test_splash.py
 
 
 @pytest.fixture
