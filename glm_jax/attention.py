@@ -217,13 +217,13 @@ def cudnn_attention(
 
 
 def _flash(*arguments):
-    from glm_jax.flash import flash_backend
+    from glm_jax.flash import flash_backend  # Pallas is slow to import
 
     return flash_backend(*arguments)
 
 
 def _splash(*arguments):
-    from glm_jax.splash import splash_backend  # Pallas is slow to import
+    from glm_jax.splash import splash_backend
 
     return splash_backend(*arguments)
 

@@ -200,8 +200,8 @@ def row_order(rows: Rows | Mixture, seed: int) -> Any:
         return shuffled(0, len(rows), seed)
     seeds = np.random.SeedSequence(seed).generate_state(len(rows.parts)).tolist()
     counts = [len(part) for part in rows.parts]
-    firsts = np.cumsum([0, *counts]).tolist()
-    parts = [shuffled(*each) for each in zip(firsts, counts, seeds, strict=False)]
+    firsts = itertools.accumulate(counts[:-1], initial=0)
+    parts = [shuffled(*each) for each in zip(firsts, counts, seeds, strict=True)]
     return grain.MapDataset.mix(parts, rows.weights)
 
 
