@@ -277,7 +277,8 @@ class GLM(nn.Module):
     def _init_layers(self, key):
         config = self.config
         x, prefix_lengths = jnp.zeros((1, config.hidden_size), config.dtype), jnp.zeros((1,), jnp.int32)
-        init = jax.vmap(lambda key: Layer(config, parent=None).init(key, x, prefix_lengths)["params"])
+        layer = Layer(dataclasses.replace(config, attention_backend="dense"), parent=None)  # cuDNN's knows no vmap
+        init = jax.vmap(lambda key: layer.init(key, x, prefix_lengths)["params"])
         return meta.add_axis(init(jax.random.split(key, config.num_layers)), 0, {meta.PARTITION_NAME: "layers"})
 
     def __call__(
@@ -390,7 +391,7 @@ def initial_parameters(config: GLMConfig, key: Any) -> Any:
     N(0, init_std² / (2 · num_layers)), biases 0, layer norm scales 1, as in the original.
     """
     ids = jnp.zeros((1, 1), jnp.int32)
-    config = dataclasses.replace(config, attention_backend="dense")  # kernels know no vmap over layers
+    config = dataclasses.replace(config, attention_backend="dense")  # nothing is attended to
     return GLM(config).init(key, ids, ids, ids, jnp.zeros((1,), jnp.int32))["params"]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import types
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from golden_params import from_state_dict
 
 from glm_jax.loss import cross_entropy
 from glm_jax.model import GLM, GLMConfig, Layer, check_lengths, initial_parameters, parameter_count
+from glm_jax.sharding import unbox
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHAPES = {  # of the golden models: vocabulary, layers, width, heads, positions
@@ -447,3 +449,21 @@ def test_positions_outside_the_tables(tiny):
     logits = apply(config, params, tokens, positions, blocks, prefix)
     assert np.isfinite(logits[:2]).all()
     assert np.isnan(logits[2]).all()
+
+
+def test_fresh_parameters_need_no_attention_kernel(monkeypatch):
+    """Which may not be vmapped over layers: neither making parameters nor checking their shapes calls one."""
+    config = GLMConfig(64, 2, 16, 2, 16, dtype="bfloat16", attention_backend="cudnn", attention_dropout=0.0)
+    monkeypatch.setattr("glm_jax.attention.traced_device", lambda: types.SimpleNamespace(device_kind="NVIDIA H200"))
+    calls = []
+
+    def stand_in(q, k, v, *, mask, implementation):
+        calls.append(q.shape)
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    params = unbox(initial_parameters(config, jax.random.key(0)))
+    assert not calls
+    ids = jnp.zeros((2, 8), jnp.int32)
+    jax.eval_shape(lambda p: GLM(config).apply({"params": p}, ids, ids, ids, jnp.full(2, 5)), params)
+    assert set(calls) == {(2, 8, 2, 8)}
