@@ -13,17 +13,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from glm_jax.dropout import keeps, mask_seeds, mask_words
-from glm_jax.sharding import partition_spec
+from glm_jax.sharding import on_each_device
 
 _TILE = 64  # queries, keys, and columns of a head: what one WGMMA instruction multiplies
 _STAGES = 2  # tiles of the other side in shared memory: one is read while the next arrives
@@ -48,24 +46,18 @@ def flash_attention(
     "batch" and "heads" say. With `interpret`, Pallas' InterpretGPUParams, the kernel runs without a GPU, very slowly.
     """
     batch, length, heads, _ = q.shape
-    extras = {}
+    split, rows = ["batch", None, "heads"], ["batch"]
+    extras, extra_axes = {}, {}
     if segment_ids is not None:
-        extras["segments"] = segment_ids.astype(jnp.int32)
+        extras["segments"], extra_axes["segments"] = segment_ids.astype(jnp.int32), rows
     if dropout_key is not None and dropout_rate:
-        words = mask_words(mask_seeds(dropout_key), (batch, heads, length, length))
-        extras |= dict(zip(("row_words", "column_words"), words, strict=True))
+        extras["row_words"], extras["column_words"] = mask_words(
+            mask_seeds(dropout_key), (batch, heads, length, length)
+        )
+        extra_axes |= {"row_words": ["batch", "heads"], "column_words": []}
     local = functools.partial(_local, rate=dropout_rate, interpret=interpret)
-    mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
-    if not mesh.empty:
-
-        def spec(*axes):
-            return partition_spec(axes, rules) if rules else PartitionSpec()
-
-        heads_split, rows = spec("batch", None, "heads"), spec("batch")
-        extra_specs = {"segments": rows, "row_words": spec("batch", "heads"), "column_words": PartitionSpec()}
-        specs = heads_split, heads_split, heads_split, rows, {name: extra_specs[name] for name in extras}
-        local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=heads_split, check_vma=False)
-    return local(q, k, v, prefix_lengths.astype(jnp.int32), extras)
+    run = on_each_device(local, (split, split, split, rows, extra_axes), split)
+    return run(q, k, v, prefix_lengths.astype(jnp.int32), extras)
 
 
 def flash_backend(

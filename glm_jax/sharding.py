@@ -6,7 +6,7 @@ Modules name their dimensions logically ("embed", "heads", …); `RULES` says ov
 import difflib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -82,6 +82,26 @@ def shards(axis: str) -> int:
 def rule_axes(axis: str, rules: Rules) -> tuple[str, ...]:
     """The mesh axes over which the logical `axis` is split; none without a rule."""
     return _names(rules.get(axis))
+
+
+def on_each_device(function: Callable, in_axes: Any, out_axes: list[str | None]) -> Callable:
+    """`function` of each device's part of its arguments, for kernels that XLA cannot split; outside of a mesh as it is.
+
+    `in_axes`, in the tree of the arguments, and `out_axes` have a list of logical axes for each array, split as the
+    rules that hold where this is called say; without rules every device has all.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
+    if mesh.empty:
+        return function
+
+    def specs(axes):
+        return jax.tree.map(
+            lambda names: partition_spec(names, rules) if rules else PartitionSpec(),
+            axes,
+            is_leaf=lambda node: isinstance(node, list),
+        )
+
+    return jax.shard_map(function, mesh=mesh, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
 
 
 def traced_device() -> Any:

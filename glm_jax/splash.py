@@ -12,14 +12,12 @@ skipped, so 1.5 times the scores of the square are computed, none of which is st
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from glm_jax.sharding import partition_spec
+from glm_jax.sharding import on_each_device
 
 _LANES = 128  # widths of blocks are multiples of it
 _LARGEST_BLOCK = 1024
@@ -38,16 +36,9 @@ def splash_attention(
     Rows and heads are split over the mesh as the rules for "batch" and "heads" say. `interpret` runs the kernel without
     a TPU, slowly.
     """
-    spec, rows = PartitionSpec(), PartitionSpec()
-    mesh = jax.sharding.get_abstract_mesh()
+    split, rows = ["batch", None, "heads"], ["batch"]
     local = functools.partial(_local, interpret=interpret)
-    if mesh.empty:
-        return local(q, k, v, prefix_lengths)
-    rules = dict(nn.get_logical_axis_rules())
-    if rules:
-        spec, rows = partition_spec(("batch", None, "heads"), rules), partition_spec(("batch",), rules)
-    split = jax.shard_map(local, mesh=mesh, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)
-    return split(q, k, v, prefix_lengths)
+    return on_each_device(local, (split, split, split, rows), split)(q, k, v, prefix_lengths)
 
 
 def splash_backend(
