@@ -269,6 +269,12 @@ _KERNELS = {
 PORTABLE = tuple(sorted(set(BACKENDS) - set(_KERNELS)))  # backends that run on any device
 
 
+def check_backend_name(backend: str) -> None:
+    """Raises ValueError for a name that is no backend."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(sorted(BACKENDS))}")
+
+
 def check_backend(
     backend: str, dtype: Any, head_width: int, *, dropout_rate: float = 0.0, several_texts: bool = False
 ) -> None:
@@ -276,8 +282,7 @@ def check_backend(
 
     `several_texts`: that rows may hold several, told apart by segments.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(sorted(BACKENDS))}")
+    check_backend_name(backend)
     if backend not in _KERNELS:
         return
     kernel, device, dtype = _KERNELS[backend], traced_device().device_kind, jnp.dtype(dtype).name

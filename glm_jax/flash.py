@@ -99,13 +99,20 @@ def _attend_backward(rate, interpret, saved, d_out):
     q, k, v, prefix_lengths, extras, out, sums = saved
     correction = jnp.einsum("bqnh,bqnh->bnq", out, d_out, preferred_element_type=jnp.float32)
     of_queries = {"q": q, "d_out": d_out, "sums": sums, "correction": correction}
-    of_keys = {"k": k, "v": v}
-    d_q = _queries_gradient(of_queries, of_keys, prefix_lengths, extras, rate, interpret)
-    d_k, d_v = _keys_gradients(of_queries, of_keys, prefix_lengths, extras, rate, interpret)
+    sides = _with_extras(of_queries, {"k": k, "v": v}, extras)
+    d_q = _queries_gradient(*sides, prefix_lengths, rate, interpret)
+    d_k, d_v = _keys_gradients(*sides, prefix_lengths, rate, interpret)
     return d_q, d_k, d_v, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _with_extras(of_queries, of_keys, extras):
+    """What a query and what a key brings along: its segment, and its half of the dropout mask's hash."""
+    both = {"segments": extras["segments"]} if "segments" in extras else {}
+    rows, columns = ({name: extras[name]} if name in extras else {} for name in ("row_words", "column_words"))
+    return of_queries | both | rows, of_keys | both | columns
 
 
 def _forward(q, k, v, prefix_lengths, extras, rate, interpret):
@@ -137,11 +144,12 @@ def _forward(q, k, v, prefix_lengths, extras, rate, interpret):
         return (_zeros(), _column(-jnp.inf), _column(0.0)), step, finish
 
     results = {"out": (q.shape, q.dtype), "sums": (_vector_shape(q), jnp.float32)}
-    found = _launch(_from_queries, start, {"q": q}, {"k": k, "v": v}, prefix_lengths, extras, results, interpret)
+    of_queries, of_keys = _with_extras({"q": q}, {"k": k, "v": v}, extras)
+    found = _launch(_from_queries, start, of_queries, of_keys, prefix_lengths, results, interpret)
     return found["out"], found["sums"]
 
 
-def _queries_gradient(of_queries, of_keys, prefix_lengths, extras, rate, interpret):
+def _queries_gradient(of_queries, of_keys, prefix_lengths, rate, interpret):
     q = of_queries["q"]
     scale = q.shape[-1] ** -0.5
 
@@ -164,13 +172,13 @@ def _queries_gradient(of_queries, of_keys, prefix_lengths, extras, rate, interpr
         return _zeros(), step, lambda total: {"d_q": total * scale}
 
     results = {"d_q": (q.shape, q.dtype)}
-    return _launch(_from_queries, start, of_queries, of_keys, prefix_lengths, extras, results, interpret)["d_q"]
+    return _launch(_from_queries, start, of_queries, of_keys, prefix_lengths, results, interpret)["d_q"]
 
 
-def _keys_gradients(of_queries, of_keys, prefix_lengths, extras, rate, interpret):
+def _keys_gradients(of_queries, of_keys, prefix_lengths, rate, interpret):
     """Scores turned around, [keys queries], so that they are the left factors of both products."""
     k, v = of_keys["k"], of_keys["v"]
-    scale, keep = k.shape[-1] ** -0.5, 1.0 - rate if "row_words" in extras else 1.0
+    scale, keep = k.shape[-1] ** -0.5, 1.0 - rate if "row_words" in of_queries else 1.0
 
     def start(prefix, first, own):
         hide, drop = _hide(prefix, first, own, interpret, keys_first=True), _drop(own, rate, interpret, keys_first=True)
@@ -192,7 +200,7 @@ def _keys_gradients(of_queries, of_keys, prefix_lengths, extras, rate, interpret
         return (_zeros(), _zeros()), step, finish
 
     results = {"d_k": (k.shape, k.dtype), "d_v": (v.shape, v.dtype)}
-    found = _launch(_from_keys, start, of_keys, of_queries, prefix_lengths, extras, results, interpret)
+    found = _launch(_from_keys, start, of_keys, of_queries, prefix_lengths, results, interpret)
     return found["d_k"], found["d_v"]
 
 
@@ -207,10 +215,10 @@ def _from_keys(prefix, first, tiles):
     return begin, jnp.where(first + _TILE <= prefix, begin, own + 1), tiles, True
 
 
-def _launch(bounds: Callable, start: Callable, own, other, prefix_lengths, extras, results, interpret):
+def _launch(bounds: Callable, start: Callable, own, other, prefix_lengths, results, interpret):
     """Computes `results` with a warpgroup for each tile of `own`, head and row, which walks over tiles of `other`.
 
-    `own`, `other`, `extras`: arrays by name; `results`: shape and dtype by name. `bounds(prefix, first, tiles)`, where
+    `own`, `other`: arrays by name; `results`: shape and dtype by name. `bounds(prefix, first, tiles)`, where
     `first` is where the own tile begins, gives three numbers of tiles of the other side and whether the masked come
     first: those from the first number to the third concern this one, and up to the second or from it on no pair of them
     is hidden. `start(prefix, first, own)` gives the initial carry and two functions: `step`, from where the other tile
@@ -218,18 +226,13 @@ def _launch(bounds: Callable, start: Callable, own, other, prefix_lengths, extra
     the results.
     """
     length = next(iter(own.values())).shape[1]
-    if "segments" in extras:
-        own, other = own | {"segments": extras["segments"]}, other | {"segments": extras["segments"]}
-    if "row_words" in extras:
-        rows, columns = {"row_words": extras["row_words"]}, {"column_words": extras["column_words"]}
-        own, other = (own | rows, other | columns) if bounds is _from_queries else (own | columns, other | rows)
 
     def kernel(own_refs, other_refs, prefix_ref, result_refs):
         def scoped(own_tiles, other_tiles, result_tiles, own_ready, ready):
             b, n, first = lax.axis_index("row"), lax.axis_index("head"), lax.axis_index("tile") * _TILE
             prefix = prefix_ref[b]
             begin, middle, end, masked_first = bounds(prefix, first, length // _TILE)
-            if "segments" in extras:  # any tile may hold other texts
+            if "segments" in own:  # any tile may hold other texts
                 middle = end if masked_first else begin
 
             for name, ref in own_refs.items():

@@ -110,11 +110,14 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
         report = None
         if leader:
             report = stack.enter_context(contextlib.closing(Report(folder.path, start=start, total=schedule.total)))
-        ngrams = {}
-        if leader and schedule.evaluate:
-            ngrams = subject.baselines(run)
-            if ngrams:
-                report.say("baselines on the held-out targets, nats per target: " + _numbers(ngrams))
+
+        @functools.cache
+        def ngrams():  # not before the first step, which should come soon
+            found = subject.baselines(run) if report and schedule.evaluate else {}
+            if found:
+                report.say("baselines on the held-out targets, nats per target: " + _numbers(found))
+            return found
+
         stop = stack.enter_context(_StopSignals())
 
         # ------------------------------------------------------------ the loop
@@ -135,8 +138,9 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
             pending = (step, metrics)
             if step == start + 1:
                 jax.block_until_ready(metrics)
-                heap.set_fragments_aside()
                 logger.info("first step done %s after the start; it compiled", duration(time.perf_counter() - began))
+                ngrams()
+                heap.set_fragments_aside()
                 if meter.peak_flops:
                     meter.flops_per_token = subject.flops_per_token(run, rows)
                 if not due(step, schedule.log, schedule.total):  # else the line of this step says what compiling took
@@ -163,7 +167,7 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
                 last = last or patience.over
                 if report:
                     report.metrics(step, validation)
-                    report.say(f"step {step}: {subject.describe(validation, ngrams)}")
+                    report.say(f"step {step}: {subject.describe(validation, ngrams())}")
             if show:
                 text = subject.show(run, state.params)
                 if report:
@@ -190,13 +194,13 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
             "step": step,
             "parameters": parameter_count(run.model.config),
             **final,
-            **{f"{name}_baseline": value for name, value in ngrams.items()},
+            **{f"{name}_baseline": value for name, value in ngrams().items()},
             "seconds": time.perf_counter() - began,
         }
         if report:
             write_json_atomic(folder.path / "result.json", result)
-            picture = plot_loss(folder.path, {n: ngrams[n] for n in BASELINES if n in ngrams})
-            report.say(f"done: {subject.describe(final, ngrams)}\nloss curve: {picture}\nrun folder: {folder.path}")
+            picture = plot_loss(folder.path, {n: ngrams()[n] for n in BASELINES if n in ngrams()})
+            report.say(f"done: {subject.describe(final, ngrams())}\nloss curve: {picture}\nrun folder: {folder.path}")
         return result
 
 

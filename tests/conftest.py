@@ -13,8 +13,10 @@ install_import_hook("glm_jax", "typechecker.check")
 
 import jax  # noqa: E402 (after the hook)
 import pytest  # noqa: E402
+from compiler_flags import set_flags  # noqa: E402
 from fidelity import RECORD, Fidelity  # noqa: E402
 
+set_flags(optimise=RECORD in os.environ)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

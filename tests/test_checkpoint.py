@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import two_processes
+from compiler_flags import fake_devices
 
 from glm_jax import checkpoint, optimizer
 from glm_jax.checkpoint import Checkpointer, CheckpointError
@@ -138,7 +139,7 @@ print(before.checksum)
 
 
 def test_restore_onto_other_meshes(tmp_path):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = fake_devices(8)
     command = [sys.executable, "-c", RESHARD, str(tmp_path)]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr

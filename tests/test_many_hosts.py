@@ -1,6 +1,5 @@
 """Runs on two processes: stopped, killed, and continued on other numbers of hosts and other meshes."""
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_run
 import two_processes
+from compiler_flags import fake_devices
 
 from glm_jax import hosts
 from glm_jax.report import read_metrics
@@ -29,11 +29,10 @@ def _start(folder, devices):
         f"        compilation_cache={str(folder / 'compiled')!r})\n"
     )
     address = two_processes.free_address()
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-m", "glm_jax.pretrain", f"--config={file}", f"--workdir={folder / 'run'}"]
     return [
         subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | flags | {"GLM_JAX_HOSTS": f"{address},2,{i}"},
+            command, cwd=ROOT, env=fake_devices(devices) | {"GLM_JAX_HOSTS": f"{address},2,{i}"},
             stdout=subprocess.DEVNULL, stderr=(folder / f"{i}.log").open("w"),
         )
         for i in range(2)

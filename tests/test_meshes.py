@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_run
 import two_processes
+from compiler_flags import fake_devices
 
 HERE = pathlib.Path(__file__).parent
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
@@ -29,9 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_process(folder):
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": PATH,
-    }  # fmt: skip
+    env = fake_devices(8) | {"PYTHONPATH": PATH}
     command = [sys.executable, str(HERE / "mesh_run.py"), str(folder), ",".join(MESHES)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import two_processes
+from compiler_flags import fake_devices
 from jax.sharding import AxisType, PartitionSpec
 
 from glm_jax import optimizer, sharding
@@ -22,7 +23,7 @@ on_eight_devices = pytest.mark.skipif(f"{FLAG}8" not in os.environ.get("XLA_FLAG
 
 @pytest.mark.skipif(f"{FLAG}8" in os.environ.get("XLA_FLAGS", ""), reason="this is the subprocess")
 def test_on_eight_devices():
-    env = os.environ | {"XLA_FLAGS": f"{FLAG}8", "JAX_PLATFORMS": "cpu"}
+    env = fake_devices(8)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not two_processes"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

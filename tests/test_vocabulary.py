@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler_flags import fake_devices
 
 from glm_jax import vocabulary
 from glm_jax.loss import accuracy, cross_entropy
@@ -120,7 +121,7 @@ def on_meshes():
 
 
 def test_every_device_has_its_rows_and_words():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = fake_devices(8)
     command = [sys.executable, "-c", "import test_vocabulary; test_vocabulary.on_meshes()"]
     path = os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])
     done = subprocess.run(command, env=env | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)

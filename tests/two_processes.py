@@ -1,11 +1,12 @@
 """Runs a program as two processes of one `jax.distributed` job on fake CPU devices."""
 
-import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+
+from compiler_flags import fake_devices
 
 
 def free_address() -> str:
@@ -18,7 +19,7 @@ def free_address() -> str:
 def run(program: str, devices: int, *arguments: str, timeout: int = 120) -> list[str]:
     """What both processes print. `program` gets the coordinator's address, its own number and then `arguments`."""
     address = free_address()
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env = fake_devices(devices)
     # Files, not pipes: a process whose full pipe nobody reads would stop, and the other would wait for it for ever.
     with tempfile.TemporaryFile("w+") as first, tempfile.TemporaryFile("w+") as second:
         outputs = (first, second)

@@ -38,7 +38,7 @@ def get_config():
     config.schedule.decay_ratio = 0.02
     config.log_every = "50 steps"
     config.eval_every = "350 steps"
-    config.eval_examples = 256
+    config.eval_examples = 240  # ten batches
     config.show_every = "700 steps"
     config.checkpoint_every = "350 steps"
     return config

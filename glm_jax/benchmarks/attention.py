@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glm_jax.attention import BACKENDS, attention
+from glm_jax.attention import BACKENDS, attention, check_backend_name
 from glm_jax.benchmarks.timing import matmul_flops_per_second, seconds
 from glm_jax.flops import visible_pairs
 
@@ -31,8 +31,8 @@ def run(
 
     Raises ValueError for a name that is no backend, and for a Part A longer than its row.
     """
-    if unknown := [name for name in backends if name not in BACKENDS]:
-        raise ValueError(f"unknown attention backend {unknown[0]!r}; known: {', '.join(sorted(BACKENDS))}")
+    for name in backends:
+        check_backend_name(name)
     if not 0 <= prefix <= length:
         raise ValueError(f"--prefix={prefix} of rows of {length} columns: give at most --length")
     count = in_a_row or (1 if jax.default_backend() == "cpu" else 8)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler_flags import fake_devices
 from models import CONFIG, SPECIAL, full, keys, params, prompts
 
 from glm_jax.attention import PORTABLE
@@ -321,7 +321,7 @@ for one, other in zip(alone, answers(split), strict=True):
 def test_answers_on_a_mesh_are_those_of_one_device():
     here = pathlib.Path(__file__).parent
     paths = [str(here), str(here.parent), str(here.parent.parent)]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = fake_devices(8)
     code = MESH.format(paths=paths)
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

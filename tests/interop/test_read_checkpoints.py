@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pathlib
 import pickle
 import shutil
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler_flags import fake_devices
 from golden_params import from_state_dict
 
 from glm_jax import heads, interop, prompt_spell, sharding
@@ -264,7 +264,7 @@ def test_tensors_land_on_the_shards_of_a_mesh():
     code = PLACEMENT.format(
         tests=str(GOLDEN.parent), folder=str(GOLDEN / "megatron_A_MP2"), arrays=str(GOLDEN / "ckpt_A.npz")
     )
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = fake_devices(8)
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=GOLDEN.parents[1], check=False
     )

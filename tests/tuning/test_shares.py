@@ -1,13 +1,13 @@
 """Validation on many processes: each scores its share, and all get what one process would."""
 
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import two_processes
+from compiler_flags import fake_devices
 from kills import ROOT, losses
 from test_fine_tune import TOPICS, config, place  # noqa: F401 (a fixture)
 
@@ -68,11 +68,10 @@ def test_two_hosts_fine_tune_as_one(place):  # noqa: F811
         f"def get_config():\n    return test_fine_tune.config(pathlib.Path({str(place)!r}), *{tasks!r})\n"
     )
     address = two_processes.free_address()
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-m", "glm_jax.finetune", f"--config={file}", f"--workdir={place / 'two'}"]
     processes = [
         subprocess.Popen(
-            [*command, f"--hosts={address},2,{i}"], cwd=ROOT, env=os.environ | flags, text=True,
+            [*command, f"--hosts={address},2,{i}"], cwd=ROOT, env=fake_devices(2), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for i in range(2)
