@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from glm_jax import pieces as pieces_lib
 from glm_jax import spans as spans_lib
 from glm_jax.batch import Batch, Lane, side_by_side
-from glm_jax.spans import Capacity, Spans
+from glm_jax.spans import Capacity, Spans, summed
 from glm_jax.tokenizers.special import SpecialTokens
 
 OBJECTIVES = ("blank_infilling", "sentence", "document")
@@ -227,12 +227,12 @@ def assemble(
     # Per span: the column of its mask in Part A, and its first place among the targets.
     shrink = jnp.where(used, lengths - 1, 0)
     before = starts[:, None] < starts[None, :]
-    mask_column = starts - jnp.where(before, shrink[:, None], 0).sum(0)
-    begin = jnp.where(slot[:, None] < slot[None, :], sizes[:, None], 0).sum(0)
+    mask_column = starts - summed(jnp.where(before, shrink[:, None], 0))
+    begin = summed(jnp.where(slot[:, None] < slot[None, :], sizes[:, None], 0))
 
     # Per target: its span is the last one that began.
-    span = (used[:, None] & (begin[:, None] <= target[None, :])).sum(0) - 1
-    piece_columns = pieces - jnp.where(starts[:, None] < pieces[None, :], shrink[:, None], 0).sum(0)  # in Part A
+    span = summed(used[:, None] & (begin[:, None] <= target[None, :])) - 1
+    piece_columns = pieces - summed(jnp.where(starts[:, None] < pieces[None, :], shrink[:, None], 0))  # in Part A
     per_span = [begin, starts, lengths, mask_column - _opening(piece_columns, mask_column), closed]
     if several:
         per_span.append(spans_lib.piece_of(pieces, starts))
@@ -254,7 +254,7 @@ def assemble(
         inside = (starts[:, None] <= column[None, :]) & (column[None, :] < (starts + lengths)[:, None])
         in_row = column < length
         return Batch(
-            tokens=jnp.where(in_row, jnp.where(inside.any(0), mask_id, tokens), special.pad),
+            tokens=jnp.where(in_row, jnp.where(summed(inside) > 0, mask_id, tokens), special.pad),
             position_ids=jnp.where(in_row, column - _opening(pieces, column), 0),
             block_position_ids=jnp.zeros_like(column),
             prefix_lengths=length,
@@ -265,16 +265,16 @@ def assemble(
 
     prefix = length - masked + count
     # Part A: a column's source lies behind by what the masks before it swallowed.
-    source_a = column + jnp.where(mask_column[:, None] < column[None, :], shrink[:, None], 0).sum(0)
+    source_a = column + summed(jnp.where(mask_column[:, None] < column[None, :], shrink[:, None], 0))
     at_mask = mask_column[:, None] == column[None, :]
     part_a = tokens[jnp.clip(source_a, 0, row - 1)]
     mask_ids, start_ids = mask_id, special.start
     if config.sentinel_offset is not None:
         numbered = config.sentinel_offset + 2 * (slot - 1)
-        mask_ids = jnp.where(at_mask, jnp.where(slot == 0, mask_id, numbered)[:, None], 0).sum(0)
+        mask_ids = summed(jnp.where(at_mask, jnp.where(slot == 0, mask_id, numbered)[:, None], 0))
         start_ids = jnp.where(span == 0, special.start, config.sentinel_offset + 2 * (span - 1) + 1)
         position = jnp.full_like(position, config.max_position)
-    part_a = jnp.where(at_mask.any(0), mask_ids, part_a)
+    part_a = jnp.where(summed(at_mask) > 0, mask_ids, part_a)
 
     # Part B: inputs are the targets, one to the right, behind a start token.
     inputs = jnp.where(offset == 0, start_ids, jnp.roll(target_ids, 1))

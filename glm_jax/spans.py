@@ -119,6 +119,12 @@ def chance(bits: UInt32[Array, "..."], probability: float) -> Bool[Array, "..."]
     return bits < np.uint32(probability * 2**32)
 
 
+def summed(values: Array) -> Array:
+    """The sum of integers or truth values over axis 0."""
+    # More than 32 at once XLA's CPU backend writes to memory before it adds them.
+    return sum(values[first : first + 32].sum(0) for first in range(0, len(values), 32))
+
+
 def _exponential(bits: UInt32[Array, "..."]) -> Array:
     return -jnp.log(((bits >> 8).astype(jnp.float32) + 0.5) * np.float32(2**-24))
 
@@ -127,7 +133,7 @@ def _rank(keys: Array, used: Bool[Array, "S"]) -> Int[Array, "S"]:
     """Rank of each used key among the used ones; ties by index."""
     index = jnp.arange(keys.size)
     earlier = (keys[:, None] < keys[None, :]) | ((keys[:, None] == keys[None, :]) & (index[:, None] < index[None, :]))
-    return (earlier & used[:, None]).sum(0)
+    return summed(earlier & used[:, None])
 
 
 def in_part_b_order(
@@ -138,13 +144,13 @@ def in_part_b_order(
     slot = jnp.arange(used.size)
     moves = (_rank(bits if shuffle else starts, used)[:, None] == slot[None, :]) & used[:, None]
     free = slot >= used.sum()
-    starts = jnp.where(moves, starts[:, None], 0).sum(0)
-    return jnp.where(free, UNUSED, starts), jnp.where(moves, lengths[:, None], 0).sum(0)
+    starts = summed(jnp.where(moves, starts[:, None], 0))
+    return jnp.where(free, UNUSED, starts), summed(jnp.where(moves, lengths[:, None], 0))
 
 
 def _lengths(bits, weights):
     thresholds = np.minimum(np.round(np.cumsum(weights)[:-1] * 2**32), 2**32 - 1).astype(np.uint32)
-    return 1 + (bits[:, None] >= thresholds[None, :]).sum(1)
+    return 1 + summed(thresholds[:, None] <= bits[None, :])
 
 
 def draw_lengths(
@@ -156,14 +162,14 @@ def draw_lengths(
     """
     lengths = _lengths(bits, weights)
     index = jnp.arange(lengths.size)
-    before = jnp.where(index[:, None] < index[None, :], lengths[:, None], 0).sum(0)
+    before = summed(jnp.where(index[:, None] < index[None, :], lengths[:, None], 0))
     drawn = jnp.where(single, index == 0, before < budget) & (before + lengths + index + 1 <= max_targets)
     return jnp.where(drawn, lengths, 0), drawn
 
 
 def piece_of(starts: Int[Array, "W"], columns: Int[Array, "N"]) -> Int[Array, "N"]:
     """Which piece of the row, from 1, each column belongs to."""
-    return (starts[:, None] <= columns[None, :]).sum(0)
+    return summed(starts[:, None] <= columns[None, :])
 
 
 def piece_lengths(starts: Int[Array, "W"], length: Int[Array, ""]) -> Int[Array, "W"]:
@@ -226,14 +232,14 @@ def blank_infilling(
     drawn_lengths, drawn = draw_lengths(bits[0], budget_of(length), weights, max_targets, single)
     slot = jnp.arange(drawn.size)
     place = jnp.where(drawn, _rank(bits[1], drawn), -1)
-    lengths = jnp.where(place[:, None] == slot[None, :], drawn_lengths[:, None], 0).sum(0)  # in random order
+    lengths = summed(jnp.where(place[:, None] == slot[None, :], drawn_lengths[:, None], 0))  # in random order
     used = slot < drawn.sum()
 
     # Only a segment with a budget of one token can take a span, so fewer than row / (1/ratio + 2) of them matter.
     max_segments = min(row, row // (math.ceil(1 / ratio) + 2) + 2) if ratio < 1 else row
     segment_starts, segment_lengths = segments(tokens, length, pieces, cls, eos, max_segments)
     segment_budgets = budget_of(segment_lengths).at[0].set(0)
-    roomy = (segment_budgets[:, None] >= lengths[None, :]).sum(0)  # segments 1 … roomy can hold the span
+    roomy = summed(segment_budgets[:, None] >= lengths[None, :])  # segments 1 … roomy can hold the span
 
     def assign(state, span):  # segments are visited from the shortest to the longest (index 0)
         segment, taken, budget = state
@@ -257,16 +263,16 @@ def blank_infilling(
     same = (segment[:, None] == segment[None, :]) & used[:, None] & used[None, :]
     earlier = same & (slot[:, None] < slot[None, :])
     room = segment_lengths[segment]
-    prior = jnp.where(earlier, lengths[:, None] + 1, 0).sum(0)
+    prior = summed(jnp.where(earlier, lengths[:, None] + 1, 0))
     used &= prior + lengths <= room
     lengths = jnp.where(used, lengths, 0)
     same &= used[:, None] & used[None, :]
 
-    total = jnp.where(same, lengths[:, None], 0).sum(0)
-    free = room - total - same.sum(0) + 2  # the original draws a gap from 0 … free - 1 for each span, and sorts
+    total = summed(jnp.where(same, lengths[:, None], 0))
+    free = room - total - summed(same) + 2  # the original draws a gap from 0 … free - 1 for each span, and sorts
     exponential, extra = _exponential(bits[2]), _exponential(bits[3])
     up_to = jnp.where(same & (slot[:, None] <= slot[None, :]), exponential[:, None], 0).sum(0)
-    first_of_segment = ~earlier.any(0)
+    first_of_segment = summed(earlier) == 0
     whole = jnp.where(same, (exponential + jnp.where(first_of_segment, extra, 0))[:, None], 0).sum(0)
     gap = jnp.floor(up_to / jnp.where(used, whole, 1) * free).astype(jnp.int32)
     gap = jnp.minimum(gap, free - 1)
@@ -332,10 +338,10 @@ def sentences(
     slot = jnp.arange(slots)
     piece = piece_of(pieces, end)
     earlier = (slot[:, None] < slot[None, :]) & (piece[:, None] == piece[None, :])
-    before = jnp.where(earlier, lengths[:, None], 0).sum(0)
+    before = summed(jnp.where(earlier, lengths[:, None], 0))
     room = budget(ratio, piece_lengths(pieces, length)[piece - 1], row)
-    wanted = (lengths > 0) & (~earlier.any(0) | (before < room))
-    laid = jnp.where(slot[:, None] <= slot[None, :], jnp.where(wanted, lengths + 1, 0)[:, None], 0).sum(0)
+    wanted = (lengths > 0) & ((summed(earlier) == 0) | (before < room))
+    laid = summed(jnp.where(slot[:, None] <= slot[None, :], jnp.where(wanted, lengths + 1, 0)[:, None], 0))
     lengths = jnp.where(wanted & (laid <= max_targets), lengths, 0)
     return Spans(*in_part_b_order(bits, starts, lengths, shuffle), jnp.ones(slots, bool))
 
