@@ -491,3 +491,14 @@ def test_budgets_are_rounded_as_in_double_precision(ratio):
     for longest in (64, 1024, 8192):
         found = spans_lib.budget(ratio, jnp.arange(longest + 1), longest)
         np.testing.assert_array_equal(found, [int(ratio * n) for n in range(longest + 1)])
+
+
+@pytest.mark.parametrize("mixture", [{}, {"sentence": 0.6, "document": 0.4}])
+def test_no_array_of_blanks_by_columns_is_held(mixture):
+    """36 blanks of 568 columns would be 40 times the row; XLA computes what is summed over them on the way."""
+    rows = jax.ShapeDtypeStruct((16, 512), np.int32), jax.ShapeDtypeStruct((16,), np.int32)
+    index, ends = jax.ShapeDtypeStruct((16,), np.uint32), jax.ShapeDtypeStruct((1000,), bool)
+    compiled = corrupt.lower(
+        jax.random.key(0), *rows, index, ends, config=CorruptionConfig(**mixture), special=SPECIAL
+    ).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 20 * 16 * 512 * 4
