@@ -189,18 +189,19 @@ def train(config: ConfigDict, workdir: str, subject: Any = Text, *, profile: str
 
         # ------------------------------------------------------------ the result
         checkpoints.wait()
+        baselines = ngrams()
         final = validation or subject.evaluate(run, state.params, process, processes)
         result = {
             "step": step,
             "parameters": parameter_count(run.model.config),
             **final,
-            **{f"{name}_baseline": value for name, value in ngrams().items()},
+            **{f"{name}_baseline": value for name, value in baselines.items()},
             "seconds": time.perf_counter() - began,
         }
         if report:
             write_json_atomic(folder.path / "result.json", result)
-            picture = plot_loss(folder.path, {n: ngrams()[n] for n in BASELINES if n in ngrams()})
-            report.say(f"done: {subject.describe(final, ngrams())}\nloss curve: {picture}\nrun folder: {folder.path}")
+            picture = plot_loss(folder.path, {n: baselines[n] for n in BASELINES if n in baselines})
+            report.say(f"done: {subject.describe(final, baselines)}\nloss curve: {picture}\nrun folder: {folder.path}")
         return result
 
 

@@ -11,17 +11,17 @@ import numpy as np
 import optax
 import pytest
 import two_processes
-from compiler_flags import fake_devices
+from compiler_flags import DEVICES, fake_devices
 from jax.sharding import AxisType, PartitionSpec
 
 from glm_jax import optimizer, sharding
 from glm_jax.mesh import choose_mesh_shape, make_mesh, opened_mesh
 
-FLAG = "--xla_force_host_platform_device_count="
-on_eight_devices = pytest.mark.skipif(f"{FLAG}8" not in os.environ.get("XLA_FLAGS", ""), reason="run in a subprocess")
+EIGHT_DEVICES = f"{DEVICES}8" in os.environ.get("XLA_FLAGS", "")
+on_eight_devices = pytest.mark.skipif(not EIGHT_DEVICES, reason="run in a subprocess")
 
 
-@pytest.mark.skipif(f"{FLAG}8" in os.environ.get("XLA_FLAGS", ""), reason="this is the subprocess")
+@pytest.mark.skipif(EIGHT_DEVICES, reason="this is the subprocess")
 def test_on_eight_devices():
     env = fake_devices(8)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not two_processes"]

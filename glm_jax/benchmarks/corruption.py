@@ -1,5 +1,7 @@
 """How fast rows become batches, and what share of a training step that is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,16 +34,12 @@ def made_up_rows(batch: int, length: int, seed: int = 0) -> tuple[np.ndarray, np
 def run(length: int = 512, batch: int = 256) -> dict:
     """Examples a second of `corrupt` alone, for each objective and the mixture, on the default device."""
     tokens, ends = made_up_rows(batch, length)
-    rows = [jnp.asarray(a) for a in (tokens, np.full(batch, length, np.int32), np.arange(batch, dtype=np.uint32))]
-    key = jax.random.key(0)
+    lengths, index = np.full(batch, length, np.int32), np.arange(batch, dtype=np.uint32)
+    arguments = jax.random.key(0), *map(jnp.asarray, (tokens, lengths, index, ends))
     rates = {}
     for name, options in MIXTURES.items():
-        config = CorruptionConfig(**options)
-
-        def examples(tokens, lengths, index, config=config):
-            return corrupt(key, tokens, lengths, index, ends, config=config, special=SPECIAL)
-
-        rates[name] = batch / seconds(jax.jit(examples), *rows, repeats=31)
+        function = functools.partial(corrupt, config=CorruptionConfig(**options), special=SPECIAL)
+        rates[name] = batch / seconds(function, *arguments, repeats=31)
     out = CorruptionConfig().sequence_length(length)
     # What must be read and written at least: the raw rows, and the three arrays of a batch that are as long as it is.
     moved = 4 * (length + 3 * out)
