@@ -8,18 +8,18 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Batch": "glm_jax.batch",
-    "Lane": "glm_jax.batch",
-    "CorruptionConfig": "glm_jax.corruption",
-    "GLM": "glm_jax.model",
-    "GLMConfig": "glm_jax.model",
+    "Batch": "glm_jax.model.batch",
+    "Slot": "glm_jax.model.batch",
+    "CorruptionConfig": "glm_jax.corruption.config",
+    "GLM": "glm_jax.model.transformer",
+    "GLMConfig": "glm_jax.model.config",
     "SpecialTokens": "glm_jax.tokenizers.special",
-    "corrupt": "glm_jax.corruption",
-    "describe": "glm_jax.figure",
+    "corrupt": "glm_jax.corruption.corrupt",
+    "describe": "glm_jax.corruption.visualize",
     "fill": "glm_jax.decoding",
     "from_pretrained": "glm_jax.interop",
     "generate": "glm_jax.decoding",
-    "load_run": "glm_jax.run_folder",
+    "load_run": "glm_jax.training.workdir",
     "stream": "glm_jax.decoding",
 }
 

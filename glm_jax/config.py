@@ -7,8 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from glm_jax.corruption import CorruptionConfig
-from glm_jax.model import GLMConfig
+from glm_jax.corruption.config import CorruptionConfig
+from glm_jax.model.config import GLMConfig
 
 
 def pretrain() -> ConfigDict:
@@ -18,9 +18,9 @@ def pretrain() -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
-    config.duration = "100000 steps"
+    config.train_duration = "100000 steps"
     config.batch_size = 256  # examples per optimizer step, over all devices and micro batches
-    config.accumulation = 1  # micro batches per step; must divide batch_size
+    config.grad_accumulation_steps = 1  # micro batches per step; must divide batch_size
     config.init_from = None  # folder of another run whose parameters this one starts from
 
     config.data = ConfigDict()
@@ -30,8 +30,8 @@ def pretrain() -> ConfigDict:
     config.data.sample_one_document = False
     config.data.non_sentence_start = 0.0
     config.data.data_dir = "data"  # corpora and tokens are prepared here once
-    config.data.workers = None  # processes that tokenise; None: all cores
-    config.data.read_workers = 0  # processes that make batches; 0: threads of the training process, enough for most
+    config.data.tokenize_workers = None  # processes that tokenise; None: all cores
+    config.data.loader_workers = 0  # processes that make batches; 0: threads of the training process, enough for most
     config.data.tokenizer = ConfigDict()
     config.data.tokenizer.path = None  # a tokenizer folder; None trains SentencePiece on the corpus
     config.data.tokenizer.vocabulary = None  # bert, roberta, gpt2, chinese: `path` has the files of that vocabulary
@@ -42,7 +42,7 @@ def pretrain() -> ConfigDict:
     config.data.tokenizer.normalization = "nmt_nfkc"
     config.data.tokenizer.byte_fallback = True
     config.data.tokenizer.model_type = "unigram"
-    config.data.tokenizer.vocab_multiple = 128
+    config.data.tokenizer.pad_vocab_to_multiple_of = 128
     config.data.tokenizer.training_megabytes = 200.0
 
     config.model = ConfigDict(convert_dict=False)
@@ -60,32 +60,32 @@ def pretrain() -> ConfigDict:
     config.optimizer.eps = 1e-6
     config.optimizer.weight_decay = 0.1
     config.optimizer.max_grad_norm = 1.0  # None: no clipping
-    config.optimizer.multipliers = ()  # (pattern, factor) pairs; 0 freezes
+    config.optimizer.lr_multipliers = ()  # (pattern, factor) pairs; 0 freezes
 
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # linear, constant, inverse_square_root, exponential
-    config.schedule.peak = 4e-4
+    config.schedule.peak_lr = 4e-4
     config.schedule.warmup = "5 %"  # of the decay
     config.schedule.decay = "100 %"
     config.schedule.decay_ratio = 0.1
 
     config.mesh = ConfigDict()  # sizes of data, fsdp, tensor; -1 takes the rest; all None: chosen and explained
     config.mesh.data = config.mesh.fsdp = config.mesh.tensor = None
-    config.rules = ()  # (logical axis, mesh axes) pairs that replace those of glm_jax.sharding.RULES
+    config.logical_axis_rules = ()  # (logical axis, mesh axes) pairs that replace those of glm_jax.sharding.RULES
 
     config.log_every = "100 steps"
     config.eval_every = "1000 steps"
     config.eval_examples = 2048  # validation rows scored each time, spread evenly, in whole batches; None: all
-    config.show_every = "1000 steps"  # the model fills blanks of held-out text
+    config.sample_every = "1000 steps"  # the model fills blanks of held-out text
     config.checkpoint_every = "1000 steps"
-    config.keep_last = 2
+    config.max_to_keep = 2
     config.keep_best = True  # also keep the checkpoint of the lowest validation loss, of those saved at an evaluation
     config.compilation_cache = ""  # folder of compiled programs; "": JAX_COMPILATION_CACHE_DIR, else none
     return config.lock()
 
 
 # Fields of the model that fine-tuning may change.
-TUNABLE = {
+OVERRIDABLE = {
     "hidden_dropout": float, "attention_dropout": float, "dtype": str, "remat": str, "scan_layers": bool,
     "attention_backend": str,
 }  # fmt: skip
@@ -99,7 +99,7 @@ def finetune() -> ConfigDict:
     config = ConfigDict(pretrain())
     with config.unlocked():
         del config.corruption
-        config.data = ConfigDict({"data_dir": "data", "workers": None, "sequence_length": None})
+        config.data = ConfigDict({"data_dir": "data", "tokenize_workers": None, "sequence_length": None})
         config.init_from = "runs/quickstart"  # a run, a folder of the hub, or the original's checkpoint
         config.tokenizer = placeholder(str)  # folder of a tokenizer, for checkpoints without one
         config.tasks = ()  # names as `evaluate` takes them, or dicts for glm_jax.tasks.task.from_settings
@@ -118,19 +118,19 @@ def finetune() -> ConfigDict:
         config.packed_length = placeholder(int)  # tokens of a row that several written answers share; None: a row each
         config.eval_batch_size = 16  # changes no result
     with config.model.ignore_type():
-        for field in config.model:  # the checkpoint's; only what TUNABLE names may be replaced
-            config.model[field] = placeholder(TUNABLE[field]) if field in TUNABLE else None
-    config.duration = "20 epochs"
+        for field in config.model:  # the checkpoint's; only what OVERRIDABLE names may be replaced
+            config.model[field] = placeholder(OVERRIDABLE[field]) if field in OVERRIDABLE else None
+    config.train_duration = "20 epochs"
     config.batch_size = 16
     config.optimizer.b2, config.optimizer.eps = 0.999, 1e-8
-    config.schedule.name, config.schedule.peak = "linear", 1e-5
+    config.schedule.name, config.schedule.peak_lr = "linear", 1e-5
     config.schedule.warmup = "10 %"
     config.log_every = "50 steps"
     config.eval_every = config.checkpoint_every = "1 epochs"
     with config.ignore_type():
         config.eval_examples = placeholder(int)
-    config.show_every = "0 steps"
-    config.keep_last = 1
+    config.sample_every = "0 steps"
+    config.max_to_keep = 1
     return config.lock()
 
 
@@ -160,7 +160,7 @@ def original_large(size: str) -> ConfigDict:
     Sources: config/ds_block_large.sh and config_block_large.json of the original, equal to Table 7 of the paper.
     """
     config = original(size)
-    config.duration = "200000 steps"  # Table 7, --train-iters
+    config.train_duration = "200000 steps"  # Table 7, --train-iters
     config.batch_size = 1024  # Table 7
 
     # English Wikipedia and BooksCorpus (paper, section 3.1): one document a line. 949,50,1 is the script's --split.
@@ -170,7 +170,7 @@ def original_large(size: str) -> ConfigDict:
     config.data.tokenizer.path = "vocabularies/bert"
 
     config.schedule.name = "cosine"  # Table 7, --lr-decay-style
-    config.schedule.peak = 2e-4  # Table 7, the script's json
+    config.schedule.peak_lr = 2e-4  # Table 7, the script's json
     config.schedule.warmup = "8000 steps"  # Table 7; --warmup .05 of the decay
     config.schedule.decay = "160000 steps"  # --lr-decay-iters
     config.schedule.decay_ratio = 0.05  # --lr-decay-ratio

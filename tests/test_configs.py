@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from glm_jax import config as config_lib
-from glm_jax import optimizer, program
 from glm_jax.data import DataSpec
 from glm_jax.data.dataset import load_tokenizer
-from glm_jax.model import parameter_count
+from glm_jax.model.transformer import parameter_count
 from glm_jax.tokenizers import TokenizerError
 from glm_jax.tokenizers.vocabularies import from_vocabulary
+from glm_jax.training import optimizer, setup
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs/pretrain").glob("*.py"))
 OURS = {"quickstart", "enwik8"}  # of no published model
 ASSETS = pathlib.Path(os.environ.get("GLM_JAX_ASSETS", ROOT.parent / "shared")) / "tokenizers"
@@ -73,23 +73,23 @@ def test_every_published_model_has_a_file():
 def test_config_builds(name, stage):
     """The whole program from shapes alone: model, optimizer, corruption and step fit each other."""
     config = load(name, stage)
-    mesh, rules = program.check(config)
-    schedule = program.schedule_of(config, rows=1_000_000)
+    mesh, rules = setup.check(config)
+    schedule = setup.resolve_durations(config, rows=1_000_000)
     size = VOCABULARY.get(config.data.tokenizer.vocabulary, config.data.tokenizer.vocab_size)
-    special = program.SpecialTokens(*range(9))
-    run = program.build(
+    special = setup.SpecialTokens(*range(9))
+    run = setup.make_setup(
         config, schedule, mesh, rules, vocab_size=size, special=special, sentence_ends=np.zeros(size, bool)
     )
-    rows = config.batch_size // config.accumulation
-    shapes = program.Rows(
+    rows = config.batch_size // config.grad_accumulation_steps
+    shapes = setup.TokenRows(
         tokens=jax.ShapeDtypeStruct((rows, config.data.sequence_length), np.int32),
         lengths=jax.ShapeDtypeStruct((rows,), np.int32),
         index=jax.ShapeDtypeStruct((rows,), np.uint32),
     )
     with run.activate():
         batch = jax.eval_shape(run.corrupt_held_out, shapes)
-    lanes = len(run.corruption.lanes())
-    assert batch.tokens.shape == (rows // lanes, run.corruption.sequence_length(config.data.sequence_length))
+    slots = len(run.corruption.slots())
+    assert batch.tokens.shape == (rows // slots, run.corruption.sequence_length(config.data.sequence_length))
     if name in PUBLISHED:
         label, count = PUBLISHED[name]
         assert parameter_count(run.model.config) == count
@@ -101,9 +101,9 @@ def test_config_builds(name, stage):
 @pytest.mark.parametrize(("name", "stage"), SCHEDULES)
 def test_rates_are_those_of_the_original(name, stage):
     config, golden = load(name, stage), SCHEDULES[name, stage]
-    schedule = program.schedule_of(config)
+    schedule = setup.resolve_durations(config)
     rate = optimizer.schedule(
-        config.schedule.name, config.schedule.peak, schedule.decay, warmup=schedule.warmup,
+        config.schedule.name, config.schedule.peak_lr, schedule.decay, warmup=schedule.warmup,
         decay_ratio=config.schedule.decay_ratio,
     )  # fmt: skip
     factor = 2e-4 / LR["large/args"][0] if golden == "large" else 1.0
@@ -133,7 +133,7 @@ def test_vocabularies(name, tmp_path):
     config.data.tokenizer.path = str(tmp_path)
     tokenizer = load_tokenizer(DataSpec.from_dict(config.data.to_dict()).tokenizer, [], str(tmp_path))
     assert tokenizer.vocab_size == VOCABULARY[config.data.tokenizer.vocabulary]
-    special, corruption = tokenizer.special, program.corruption_config(config)
+    special, corruption = tokenizer.special, setup.corruption_config(config)
     distinct = {special.mask, special.sentence_mask, special.generation_mask}
     assert len(distinct) == (3 if config.data.tokenizer.task_masks else 1)
     assert not corruption.task_masks or config.data.tokenizer.task_masks
@@ -145,7 +145,7 @@ def test_masks_that_the_vocabulary_lacks_are_refused():
     for key, named in (("task_masks", r"\[gMASK\]"), ("block_mask", r"\[dBLOCK\]")):
         config.data.tokenizer[key] = False
         with pytest.raises(ValueError, match=f"{named}.*data.tokenizer.{key} = True"):
-            program.check(config)
+            setup.check(config)
         config.data.tokenizer[key] = True
 
 
@@ -171,12 +171,12 @@ def test_an_attention_backend_for_other_devices_is_refused(monkeypatch):
     for backend, needed in (("flash", "a Hopper GPU"), ("cudnn", "an NVIDIA GPU"), ("splash", "a TPU")):
         config.model.attention_backend = backend
         with pytest.raises(ValueError, match=f"'{backend}' needs {needed}, not 'cpu': choose 'auto'"):
-            program.check(config)
-    monkeypatch.setattr("glm_jax.attention.traced_device", lambda: types.SimpleNamespace(device_kind="TPU v5"))
+            setup.check(config)
+    monkeypatch.setattr("glm_jax.model.attention.traced_device", lambda: types.SimpleNamespace(device_kind="TPU v5"))
     with pytest.raises(ValueError, match=r"set attention_dropout to 0, not 0.1"):
-        program.check(config)
+        setup.check(config)
     config.model.attention_dropout = 0.0
     with pytest.raises(ValueError, match=r"set corruption.short_sequence_prob to 0"):
-        program.check(config)
+        setup.check(config)
     config.corruption.short_sequence_prob = 0.0
-    program.check(config)
+    setup.check(config)

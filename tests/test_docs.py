@@ -2,57 +2,56 @@
 
 import json
 import os
-import pathlib
 import re
 import shlex
 import subprocess
 import sys
 
 import pytest
-import tiny_run
 
-from glm_jax.trainer import train
+from glm_jax.training.trainer import train
+from tests.helpers import tiny_run
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What a test adds to a command so that it is short, or why it runs elsewhere.
 SHORT = {
-    "python -m glm_jax.pretrain": [
-        "--config.duration=1 steps", "--config.batch_size=2", "--config.model.num_layers=1",
+    "python -m glm_jax pretrain": [
+        "--config.train_duration=1 steps", "--config.batch_size=2", "--config.model.num_layers=1",
         "--config.model.hidden_size=32", "--config.model.num_heads=2", "--config.eval_examples=2",
         "--config.data.tokenizer.vocab_size=512",
     ],
-    "python -m glm_jax.prepare --config=configs/pretrain/quickstart.py": [],
-    "python -m glm_jax.generate": ["--max-new-tokens=4"],
-    "python -m glm_jax.convert": [],
-    "python -m glm_jax.evaluate": [],
-    "python -m glm_jax.finetune": ["--config.duration=1 steps", "--config.batch_size=2", "--config.eval_batch_size=4"],
-    "python -m glm_jax.benchmark corruption": ["--batch=8", "--length=64"],
+    "python -m glm_jax prepare --config=configs/pretrain/quickstart.py": [],
+    "python -m glm_jax generate": ["--max-new-tokens=4"],
+    "python -m glm_jax convert": [],
+    "python -m glm_jax evaluate": [],
+    "python -m glm_jax finetune": ["--config.train_duration=1 steps", "--config.batch_size=2", "--config.eval_batch_size=4"],
+    "python -m glm_jax benchmark corruption": ["--batch=8", "--length=64"],
 }  # fmt: skip
 ELSEWHERE = {
     "./launch/tpu_vm.sh --dry-run": "tests/test_launch.py",
     "./launch/slurm.sh --dry-run": "tests/test_launch.py",
-    "python -m glm_jax.prepare --config=configs/pretrain/quickstart.py --": "tests/data/test_beam.py",
-    "python -m glm_jax.prepare --config=configs/pretrain/glm_10b.py": "needs Dataflow",
+    "python -m glm_jax prepare --config=configs/pretrain/quickstart.py --": "tests/data/test_beam.py",
+    "python -m glm_jax prepare --config=configs/pretrain/glm_10b.py": "needs Dataflow",
     "source .venv/bin/activate": "launch/setup.sh",
     "./launch/quickstart.sh": "tests/test_launch.py, slow",
     "./launch/test.sh": "what runs this test",
     "ruff": ".ci/run",
     "python tests/fidelity.py": "tests/test_fidelity.py, slow",
-    "python -m glm_jax.convert THUDM/": "needs the network",
-    "python -m glm_jax.pretrain --config=configs/pretrain/enwik8.py": "needs the articles",
-    "python -m glm_jax.finetune --config=configs/finetune/kjv_to_web.py": "it writes 1,446 verses: minutes",
-    "python -m glm_jax.evaluate --checkpoint runs/enwik8": "tests/tasks/test_language_modelling.py",
-    "python -m glm_jax.generate --checkpoint runs/glm-10b": "needs the released weights",
+    "python -m glm_jax convert THUDM/": "needs the network",
+    "python -m glm_jax pretrain --config=configs/pretrain/enwik8.py": "needs the articles",
+    "python -m glm_jax finetune --config=configs/finetune/kjv_to_web.py": "it writes 1,446 verses: minutes",
+    "python -m glm_jax evaluate --checkpoint runs/enwik8": "tests/tasks/test_language_modelling.py",
+    "python -m glm_jax generate --checkpoint runs/glm-10b": "needs the released weights",
     **dict.fromkeys(
         (
-            f"python -m glm_jax.benchmark {verb}"
+            f"python -m glm_jax benchmark {verb}"
             for verb in ("step", "attention", "peer", "decode", "input", "compile", "finetune", "growth", "choices")
         ),
         "tests/test_benchmark.py",
     ),
-    "python -m glm_jax.plan": "tests/test_planning.py",
+    "python -m glm_jax plan": "tests/test_planning.py",
 }
 
 
@@ -72,7 +71,7 @@ def workplace(tmp_path_factory):
     """A folder in which runs/quickstart is a tiny trained run, and configs/ is the project's."""
     folder = tmp_path_factory.mktemp("docs")
     tiny_run.write_corpus(folder)
-    train(tiny_run.config(folder, duration="2 steps"), str(folder / "runs" / "quickstart"))
+    train(tiny_run.config(folder, train_duration="2 steps"), str(folder / "runs" / "quickstart"))
     (folder / "runs" / "enwik8").symlink_to("quickstart")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "prompts.jsonl").write_text('{"prompt": "ba [MASK] de."}\n')

@@ -3,9 +3,10 @@
 import json
 import math
 
-import argument_defaults
-import fidelity as page_lib
 import pytest
+
+from tests.helpers import argument_defaults
+from tests.helpers import fidelity as page_lib
 
 GOLDEN = page_lib.TESTS / "golden"
 PAGE = page_lib.PAGE.read_text() if page_lib.PAGE.exists() else ""

@@ -11,16 +11,16 @@ import tomllib
 
 import pytest
 
-from glm_jax import hosts
+from glm_jax.distributed import processes
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 GKE = {"CLUSTER": "c1", "ZONE": "us-east5-a", "PROJECT": "p1"}
 SLICE = "--cluster=c1 --zone=us-east5-a --project=p1"
 
 # command → the lines that it prints, in which ARGS stands for the arguments of glm_jax.pretrain
-ARGS = ["--config=a.py", "--config.duration=1 steps"]
-QUOTED = "'--config=a.py' '--config.duration=1 steps'"
+ARGS = ["--config=a.py", "--config.train_duration=1 steps"]
+QUOTED = "'--config=a.py' '--config.train_duration=1 steps'"
 TPU = "gcloud compute tpus tpu-vm"
 CREATE = f"{TPU} create glm --zone=eu-1"
 PYTHON = "PYTHON=$(~/.local/bin/uv python find 3.12)"
@@ -126,7 +126,7 @@ def test_launchers_restart_on_the_code_of_a_stopped_run():
         ("gke.sh", "--restart-on-exit-codes=%d"),
         ("slurm.sh", '"$code" = %d'),
     ):
-        assert pattern % hosts.RESTART in (ROOT / "launch" / script).read_text()
+        assert pattern % processes.RESTART in (ROOT / "launch" / script).read_text()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_images_are_of_pythons_and_extras_that_exist():
 def test_the_quickstart_learns_and_fills(tmp_path):
     if not (ROOT / ".venv" / "installed").exists():
         pytest.skip("./launch/test.sh makes the environment that this needs")
-    options = ["--config.duration=20 steps", "--config.eval_examples=16", f"--workdir={tmp_path}"]
+    options = ["--config.train_duration=20 steps", "--config.eval_examples=16", f"--workdir={tmp_path}"]
     for _ in range(2):  # the second finds a complete run
         done = subprocess.run([ROOT / "launch" / "quickstart.sh", *options], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -1,6 +1,6 @@
 r"""A task of sequence to sequence, as the original fine-tunes GLM-Large on it (paper, section 3.2).
 
-    python -m glm_jax.finetune --config=configs/finetune/seq2seq.py:gigaword --workdir=runs/gigaword \
+    python -m glm_jax finetune --config=configs/finetune/seq2seq.py:gigaword --workdir=runs/gigaword \
         --config.init_from=CHECKPOINT
 
 Wants the task's files in data/NAME/ (docs/tasks.md). Hardware: any that holds the model; `plan` says which.
@@ -33,9 +33,9 @@ def get_config(task):
     else:
         raise ValueError(f"{task!r} is no task: choose from {', '.join(TASKS)}, or pairs:FOLDER")
     config.tasks = (task,)
-    config.duration = f"{epochs} epochs"
+    config.train_duration = f"{epochs} epochs"
     config.batch_size = 64  # the original's scripts leave it open
-    config.schedule.peak = rate
+    config.schedule.peak_lr = rate
     config.schedule.warmup = "6 %"
     config.test_split = "test"
     return config

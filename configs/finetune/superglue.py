@@ -1,6 +1,6 @@
 r"""A task of SuperGLUE by cloze, as the original fine-tunes GLM-Large on it; with :10b behind it, GLM-10B.
 
-    python -m glm_jax.finetune --config=configs/finetune/superglue.py:boolq --workdir=runs/boolq \
+    python -m glm_jax finetune --config=configs/finetune/superglue.py:boolq --workdir=runs/boolq \
         --config.init_from=CHECKPOINT
 
 Wants SuperGLUE's folders in data/ (BoolQ/train.jsonl ...). Hardware: any that holds the model; `plan` says which.
@@ -31,10 +31,10 @@ def get_config(task):
     pattern, epochs, epochs_10b, batch = TASKS[name]
     config = defaults.finetune()
     config.tasks = (f"{name}:{pattern}",)
-    config.duration = f"{epochs_10b if size else epochs} epochs"
+    config.train_duration = f"{epochs_10b if size else epochs} epochs"
     config.batch_size = batch
     if size:  # config_tasks/config_blocklm_10B.json
-        config.schedule.peak = 5e-6
+        config.schedule.peak_lr = 5e-6
         config.optimizer.b2, config.optimizer.weight_decay = 0.95, 0.01
     if name == "wsc":
         config.loss = "mix"

@@ -1,6 +1,6 @@
 r"""A small GLM from Wikipedia, for fine-tuning on topics of the world: words of the news, not of the Bible.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/enwik8.py --workdir=runs/enwik8
+    python -m glm_jax pretrain --config=configs/pretrain/enwik8.py --workdir=runs/enwik8
 
 Wants data/enwik8-articles.jsonl.xz, lines {"title": ..., "text": ...}: the 7,704 articles of enwik8 (the first 10^8
 bytes of a dump of the English Wikipedia of 2006) without markup, 52 MB, 11.7 M tokens of the vocabulary below.
@@ -16,7 +16,7 @@ from glm_jax import config as defaults
 def get_config():
     """1.0 M parameters beside the vocabulary, which has 3.1 M; most of what this little text teaches is words."""
     config = defaults.pretrain()
-    config.duration = "3400 steps"  # 7.0 M tokens, 0.6 epochs
+    config.train_duration = "3400 steps"  # 7.0 M tokens, 0.6 epochs
     config.batch_size = 16
     config.data.corpora = ({"source": "data/enwik8-articles.jsonl.xz"},)
     config.data.sequence_length = 128
@@ -36,11 +36,11 @@ def get_config():
     config.model.dtype = "float32"
     config.model.scan_layers = False
 
-    config.schedule.peak = 2e-3
+    config.schedule.peak_lr = 2e-3
     config.schedule.warmup = "3 %"
     config.log_every = "50 steps"
     config.eval_every = "500 steps"
     config.eval_examples = 256
-    config.show_every = "3400 steps"
+    config.sample_every = "3400 steps"
     config.checkpoint_every = "500 steps"
     return config

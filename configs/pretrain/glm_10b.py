@@ -1,7 +1,7 @@
 """GLM-10B, 9.9 G parameters: all three objectives on the Pile, on rows of 512 tokens, then of 1024.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_10b.py:first --workdir=runs/glm_10b_first
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_10b.py --workdir=runs/glm_10b
+    python -m glm_jax pretrain --config=configs/pretrain/glm_10b.py:first --workdir=runs/glm_10b_first
+    python -m glm_jax pretrain --config=configs/pretrain/glm_10b.py --workdir=runs/glm_10b
 
 The second command goes on from the parameters of the first; --config.init_from=None trains on long rows from the start.
 
@@ -21,12 +21,12 @@ def get_config(stage="longer"):
     config = defaults.original("10b")  # 48 layers, width 4096, 64 heads, 1024 positions
     # --train-iters is 250,000 for both. The second counts on from the first, and its rate would fall below zero: here
     # it ends with its decay.
-    config.duration = "250000 steps" if first else "50000 steps"
+    config.train_duration = "250000 steps" if first else "50000 steps"
     # 21 and 8 rows a GPU, the scripts' json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
     config.batch_size = 21 * 256 if first else 8 * 256
     config.init_from = None if first else "runs/glm_10b_first"  # --load, --no-load-lr-scheduler
     # What fits TPU slices from v5e:16x16 on (docs/scale.md); none of it changes a result.
-    config.accumulation = 7 if first else 4
+    config.grad_accumulation_steps = 7 if first else 4
 
     # The Pile and CC-News: --train-data. Files of one source are drawn by their tokens, as in the original.
     config.data.corpora = ({"source": "texts/pile/*.jsonl.zst", "validation_fraction": 0.05},)
@@ -47,7 +47,7 @@ def get_config(stage="longer"):
 
     config.optimizer.b2, config.optimizer.eps = 0.95, 1e-8  # the scripts' json
     config.schedule.name = "cosine" if first else "linear"  # --lr-decay-style
-    config.schedule.peak = 1e-4 if first else 3e-5  # the scripts' json
+    config.schedule.peak_lr = 1e-4 if first else 3e-5  # the scripts' json
     config.schedule.warmup = "7000 steps" if first else "250 steps"  # --warmup .04 and .005 of the decay
     config.schedule.decay = "175000 steps" if first else "50000 steps"  # --lr-decay-iters
     config.schedule.decay_ratio = 0.1  # --lr-decay-ratio

@@ -1,7 +1,7 @@
 """GLM-10B-Chinese, 9.9 G parameters: all three objectives on Chinese text, on rows of 512 tokens, then of 1024.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_10b_chinese.py:first --workdir=runs/glm_10b_chinese_first
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_10b_chinese.py --workdir=runs/glm_10b_chinese
+    python -m glm_jax pretrain --config=configs/pretrain/glm_10b_chinese.py:first --workdir=runs/glm_10b_chinese_first
+    python -m glm_jax pretrain --config=configs/pretrain/glm_10b_chinese.py --workdir=runs/glm_10b_chinese
 
 The second command goes on from the parameters of the first; --config.init_from=None trains on long rows from the start.
 
@@ -21,12 +21,12 @@ def get_config(stage="longer"):
     first = stage == "first"
     config = defaults.original("10b-chinese")  # 48 layers, width 4096, 64 heads, 1024 positions
     # --train-iters is 150,000 for both; the second counts on from the first. It ends with its decay here.
-    config.duration = "150000 steps" if first else "20000 steps"
+    config.train_duration = "150000 steps" if first else "20000 steps"
     # 21 and 8 rows a GPU, the scripts' json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
     config.batch_size = 21 * 256 if first else 8 * 256
     config.init_from = None if first else "runs/glm_10b_chinese_first"  # --load, --no-load-lr-scheduler
     # What fits TPU slices from v5e:16x16 on (docs/scale.md); none of it changes a result.
-    config.accumulation = 7 if first else 4
+    config.grad_accumulation_steps = 7 if first else 4
 
     # WuDaoCorpora, Baike, Zhihu: --train-data. Files of one source are drawn by their tokens, as in the original.
     config.data.corpora = ({"source": "texts/chinese/*.jsonl.zst", "validation_fraction": 0.05},)
@@ -49,7 +49,7 @@ def get_config(stage="longer"):
 
     config.optimizer.b2, config.optimizer.eps = 0.95, 1e-8  # the scripts' json
     config.schedule.name = "cosine"  # --lr-decay-style
-    config.schedule.peak = 1e-4 if first else 3e-5  # the scripts' json
+    config.schedule.peak_lr = 1e-4 if first else 3e-5  # the scripts' json
     config.schedule.warmup = "4800 steps" if first else "500 steps"  # --warmup .04 and .025 of the decay
     config.schedule.decay = "120000 steps" if first else "20000 steps"  # --lr-decay-iters
     config.schedule.decay_ratio = 0.1  # --lr-decay-ratio

@@ -1,6 +1,6 @@
 """GLM-2B, 1.9 G parameters: all three objectives on the Pile.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_2b.py --workdir=runs/glm_2b
+    python -m glm_jax pretrain --config=configs/pretrain/glm_2b.py --workdir=runs/glm_2b
 
 Hardware: the original's launcher stands at 32 nodes of 8 GPUs. Wall time and loss: not measured here.
 
@@ -14,9 +14,9 @@ from glm_jax import config as defaults
 def get_config():
     """250,000 steps of 8192 rows."""
     config = defaults.original("2b")  # 36 layers, width 2048, 32 heads, 1024 positions
-    config.duration = "250000 steps"  # --train-iters
+    config.train_duration = "250000 steps"  # --train-iters
     config.batch_size = 8192  # 32 rows a GPU, the script's json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
-    config.accumulation = 8  # fits TPU slices from 16 chips on (docs/scale.md); it changes no result
+    config.grad_accumulation_steps = 8  # fits TPU slices from 16 chips on (docs/scale.md); it changes no result
 
     # The Pile and CC-News: --train-data. Files of one source are drawn by their tokens, as in the original.
     config.data.corpora = ({"source": "texts/pile/*.jsonl.zst", "validation_fraction": 0.05},)
@@ -36,7 +36,7 @@ def get_config():
 
     config.optimizer.b2, config.optimizer.eps = 0.95, 1e-8  # the script's json
     config.schedule.name = "cosine"  # --lr-decay-style
-    config.schedule.peak = 1e-4  # the script's json
+    config.schedule.peak_lr = 1e-4  # the script's json
     config.schedule.warmup = "7000 steps"  # --warmup .04 of the decay
     config.schedule.decay = "175000 steps"  # --lr-decay-iters
     config.schedule.decay_ratio = 0.1  # --lr-decay-ratio

@@ -1,6 +1,6 @@
 """GLM-410M: blank infilling and long texts, as GLM-Doc but larger.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_410m.py --workdir=runs/glm_410m
+    python -m glm_jax pretrain --config=configs/pretrain/glm_410m.py --workdir=runs/glm_410m
 
 Hardware: the paper names none for it. Wall time and loss: not measured here.
 
@@ -18,5 +18,5 @@ def get_config():
     # As GLM-Doc: equal chance, one [MASK] for both (no --task-mask in the script above).
     config.corruption.blank_infilling = 0.5
     config.corruption.document = 0.5
-    config.corruption.side_by_side = True  # 8 % fewer products than rows that could hold either
+    config.corruption.pack_objectives = True  # 8 % fewer products than rows that could hold either
     return config

@@ -1,6 +1,6 @@
 """GLM-Base, 110 M parameters: blank infilling on BERT's corpus.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_base.py --workdir=runs/glm_base
+    python -m glm_jax pretrain --config=configs/pretrain/glm_base.py --workdir=runs/glm_base
 
 Hardware: the paper's batch is 16 rows on each of 64 V100. Wall time and loss: not measured here.
 
@@ -14,7 +14,7 @@ from glm_jax import config as defaults
 def get_config():
     """150,000 steps of 1024 rows."""
     config = defaults.original("base")  # 12 layers, width 768, 12 heads: Table 7
-    config.duration = "150000 steps"  # --train-iters; the paper ends with the decay
+    config.train_duration = "150000 steps"  # --train-iters; the paper ends with the decay
     config.batch_size = 1024  # Table 7
 
     # English Wikipedia and BooksCorpus (paper, section 3.1): one document a line. 949,50,1 is the script's --split.
@@ -24,7 +24,7 @@ def get_config():
     config.data.tokenizer.path = "vocabularies/bert"
 
     config.schedule.name = "cosine"  # Table 7, --lr-decay-style
-    config.schedule.peak = 4e-4  # Table 7, the script's json
+    config.schedule.peak_lr = 4e-4  # Table 7, the script's json
     config.schedule.warmup = "6000 steps"  # Table 7; --warmup .05 of the decay
     config.schedule.decay = "120000 steps"  # --lr-decay-iters
     config.schedule.decay_ratio = 0.05  # --lr-decay-ratio

@@ -1,6 +1,6 @@
 """GLM-Doc, 335 M parameters: GLM-Large that also learns to write long texts.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_doc.py --workdir=runs/glm_doc
+    python -m glm_jax pretrain --config=configs/pretrain/glm_doc.py --workdir=runs/glm_doc
 
 Hardware: as GLM-Large, 64 V100. Wall time and loss: not measured here.
 
@@ -18,5 +18,5 @@ def get_config():
     # both, as in config_tasks/model_blocklm_large_generation.sh, which has no --task-mask.
     config.corruption.blank_infilling = 0.5
     config.corruption.document = 0.5
-    config.corruption.side_by_side = True  # 8 % fewer products than rows that could hold either
+    config.corruption.pack_objectives = True  # 8 % fewer products than rows that could hold either
     return config

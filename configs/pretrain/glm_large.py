@@ -1,6 +1,6 @@
 """GLM-Large, 335 M parameters: blank infilling on BERT's corpus.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_large.py --workdir=runs/glm_large
+    python -m glm_jax pretrain --config=configs/pretrain/glm_large.py --workdir=runs/glm_large
 
 Hardware: the paper trained it on 64 V100, 16 rows on each. Wall time and loss: not measured here.
 

@@ -1,6 +1,6 @@
 """GLM-Large-Chinese, 356 M parameters: all three objectives on Chinese text.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_large_chinese.py --workdir=runs/glm_large_chinese
+    python -m glm_jax pretrain --config=configs/pretrain/glm_large_chinese.py --workdir=runs/glm_large_chinese
 
 Hardware: the original's launcher stands at 32 nodes of 8 GPUs. Wall time and loss: not measured here.
 
@@ -13,9 +13,9 @@ from glm_jax import config as defaults
 def get_config():
     """250,000 steps of 8192 rows."""
     config = defaults.original("large-chinese")  # 24 layers, width 1024, 16 heads, 1024 positions
-    config.duration = "250000 steps"  # --train-iters
+    config.train_duration = "250000 steps"  # --train-iters
     config.batch_size = 8192  # 32 rows a GPU, the script's json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
-    config.accumulation = 8  # fits TPU slices from 16 chips on (docs/scale.md); it changes no result
+    config.grad_accumulation_steps = 8  # fits TPU slices from 16 chips on (docs/scale.md); it changes no result
 
     # WuDaoCorpora, Baike, Zhihu: --train-data. Files of one source are drawn by their tokens, as in the original.
     config.data.corpora = ({"source": "texts/chinese/*.jsonl.zst", "validation_fraction": 0.05},)
@@ -35,7 +35,7 @@ def get_config():
 
     config.optimizer.weight_decay = 0.01  # the script's json
     config.schedule.name = "cosine"  # --lr-decay-style
-    config.schedule.peak = 4e-4  # the script's json
+    config.schedule.peak_lr = 4e-4  # the script's json
     config.schedule.warmup = "8000 steps"  # --warmup .04 of the decay
     config.schedule.decay = "200000 steps"  # --lr-decay-iters
     config.schedule.decay_ratio = 0.1  # --lr-decay-ratio

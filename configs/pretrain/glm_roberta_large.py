@@ -1,6 +1,6 @@
 """GLM-RoBERTa, 355 M parameters: GLM-Large with RoBERTa's vocabulary, text and batch.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_roberta_large.py --workdir=runs/glm_roberta_large
+    python -m glm_jax pretrain --config=configs/pretrain/glm_roberta_large.py --workdir=runs/glm_roberta_large
 
 Hardware: 16 rows at a time and 8 micro batches on each of 64 GPUs make the paper's batch. Wall time and loss: not
 measured here.
@@ -15,9 +15,9 @@ from glm_jax import config as defaults
 def get_config():
     """500,000 steps of 8192 rows."""
     config = defaults.original("roberta-large")  # 24 layers, width 1024, 16 heads: Table 7
-    config.duration = "500000 steps"  # --train-iters; the paper says 250,000
+    config.train_duration = "500000 steps"  # --train-iters; the paper says 250,000
     config.batch_size = 8192  # Table 7
-    config.accumulation = 8  # the script's json
+    config.grad_accumulation_steps = 8  # the script's json
 
     # Wikipedia and BooksCorpus, CC-News, OpenWebText: --train-data. Documents by tokens, as files of one source are.
     config.data.corpora = ({"source": "texts/roberta/*.jsonl.zst", "validation_fraction": 0.05},)
@@ -28,7 +28,7 @@ def get_config():
 
     config.optimizer.weight_decay = 0.01  # Table 7, the script's json
     config.schedule.name = "linear"  # --lr-decay-style; the paper says cosine
-    config.schedule.peak = 4e-4  # Table 7, the script's json
+    config.schedule.peak_lr = 4e-4  # Table 7, the script's json
     config.schedule.warmup = "30000 steps"  # Table 7; --warmup .06 of the decay
     config.schedule.decay = "500000 steps"  # --lr-decay-iters
     config.schedule.decay_ratio = 0.025  # --lr-decay-ratio

@@ -1,6 +1,6 @@
 """GLM-Sent, 335 M parameters: GLM-Large that also learns to write whole sentences.
 
-    python -m glm_jax.pretrain --config=configs/pretrain/glm_sent.py --workdir=runs/glm_sent
+    python -m glm_jax pretrain --config=configs/pretrain/glm_sent.py --workdir=runs/glm_sent
 
 Hardware: as GLM-Large, 64 V100. Wall time and loss: not measured here.
 
@@ -18,5 +18,5 @@ def get_config():
     config.corruption.blank_infilling = 0.5  # section 3.3: both objectives with equal chance
     config.corruption.sentence = 0.5  # section 2.2: whole sentences, 15 % of the text
     config.corruption.task_masks = True  # config_tasks/model_blocklm_large_sent.sh, in the history of the original
-    config.corruption.side_by_side = True
+    config.corruption.pack_objectives = True
     return config

@@ -13,14 +13,14 @@ from glm_jax import config as defaults
 def get_config():
     """0.9 M parameters beside vocabulary and positions, 2.2 epochs."""
     config = defaults.pretrain()
-    config.duration = "1400 steps"
+    config.train_duration = "1400 steps"
     config.batch_size = 24
     config.data.sequence_length = 128
 
     # The paper's multi-task mixture (section 2.2): short blanks, and long ones that teach to generate.
     config.corruption.blank_infilling = 0.5
     config.corruption.document = 0.5
-    config.corruption.side_by_side = True
+    config.corruption.pack_objectives = True
     config.corruption.task_masks = True  # [MASK] for short blanks, [gMASK] for long ones
 
     config.model.num_layers = 2
@@ -33,12 +33,12 @@ def get_config():
     config.model.scan_layers = False  # two layers compile fast, and run faster unrolled on CPU
 
     config.optimizer.b2 = 0.99
-    config.schedule.peak = 1.5e-3
+    config.schedule.peak_lr = 1.5e-3
     config.schedule.warmup = "3 %"
     config.schedule.decay_ratio = 0.02
     config.log_every = "50 steps"
     config.eval_every = "350 steps"
     config.eval_examples = 240  # ten batches
-    config.show_every = "700 steps"
+    config.sample_every = "700 steps"
     config.checkpoint_every = "350 steps"
     return config

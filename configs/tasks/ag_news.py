@@ -1,4 +1,4 @@
-"""Topics of AG's news, zero-shot: python -m glm_jax.evaluate --checkpoint RUN --tasks configs/tasks/ag_news.py
+"""Topics of AG's news, zero-shot: python -m glm_jax evaluate --checkpoint RUN --tasks configs/tasks/ag_news.py
 
 Wants data/ag_news/{train,validation,test}.jsonl, lines {"label": 0 to 3, "title": ..., "description": ...}.
 Hardware: any. The pattern is the original's number 4.

@@ -1,1 +1,1 @@
-"""Measurements, each a function that returns a dict for one JSON line. `python -m glm_jax.benchmark` runs them."""
+"""Measurements, each a function that returns a dict for one JSON line. `python -m glm_jax benchmark` runs them."""

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glm_jax.attention import BACKENDS, attention, check_backend_name
 from glm_jax.benchmarks.timing import matmul_flops_per_second, seconds
-from glm_jax.flops import visible_pairs
+from glm_jax.model.attention import BACKENDS, attention, check_backend_name
+from glm_jax.training.flops import visible_pairs
 
 _WIDTH = 64  # columns of a head in every model of the paper
 _REFERENCE = "dense"

@@ -1,4 +1,4 @@
-"""The command line of `python -m glm_jax.benchmark`: which measurements there are, and what each can be told."""
+"""The command line of `python -m glm_jax benchmark`: which measurements there are, and what each can be told."""
 
 import argparse
 import dataclasses
@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Callable[[], dict[str, Any]]]:
 
     Ends the process for a wrong verb or option, with what there is; raises ValueError for a config that cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="python -m glm_jax.benchmark", description="Measure, in one run.")
+    parser = argparse.ArgumentParser(prog="python -m glm_jax benchmark", description="Measure, in one run.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, measurement in MEASUREMENTS.items():
         note = None
@@ -114,7 +114,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Callable[[], dict[str, Any]]]:
         rest = _joined(rest)
         for_config = [word for word in rest if word.startswith("--config")]
     if unknown := [word for word in rest if word not in for_config]:
-        parser.error(f"{verb} does not know {unknown[0]!r}; see python -m glm_jax.benchmark {verb} --help")
+        parser.error(f"{verb} does not know {unknown[0]!r}; see python -m glm_jax benchmark {verb} --help")
     config = [read_config(measurement.config, for_config)] if measurement.config else []
     module = importlib.import_module(f"glm_jax.benchmarks.{verb}")
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

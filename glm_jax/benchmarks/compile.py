@@ -12,10 +12,11 @@ import jax
 from ml_collections import ConfigDict
 
 from glm_jax import config as defaults
-from glm_jax import data, program
-from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
-from glm_jax.model import GLMConfig
+from glm_jax import data
+from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.model.config import GLMConfig
 from glm_jax.planning.estimate import abstract_rows
+from glm_jax.training import setup
 
 DEEPER = 1.2  # what the deepest step may cost, in compilations of the shallowest
 WARM = 10.0  # seconds to the first step
@@ -66,11 +67,11 @@ def _compilation(depth: int, width: int) -> dict[str, float]:
     config = defaults.pretrain()
     config.model.update({"num_layers": depth, "hidden_size": width, "num_heads": 2, "max_position_embeddings": 128})
     config.data.sequence_length, config.batch_size = 64, jax.device_count()
-    mesh, rules = program.check(config)
+    mesh, rules = setup.check(config)
     _, ends = made_up_rows(1, 64)
-    schedule = program.schedule_of(config, rows=1000)
+    schedule = setup.resolve_durations(config, rows=1000)
     with _no_cache():
-        built = program.build(
+        built = setup.make_setup(
             config, schedule, mesh, rules, vocab_size=len(ends), special=SPECIAL, sentence_ends=ends
         )  # fmt: skip
         rows = abstract_rows(config, mesh, rules)

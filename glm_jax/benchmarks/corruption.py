@@ -7,28 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from glm_jax.benchmarks.timing import bytes_per_second, seconds
-from glm_jax.corruption import CorruptionConfig, corrupt
-from glm_jax.tokenizers.special import SpecialTokens
+from glm_jax.corruption.config import CorruptionConfig
+from glm_jax.corruption.corrupt import corrupt
+from glm_jax.data.synthetic import SPECIAL, made_up_rows
 
-SPECIAL = SpecialTokens(pad=0, eos=1, cls=2, mask=3, sentence_mask=4, generation_mask=5, start=6, end=7, block_mask=8)
 MIXTURES = {
     "blank_infilling": {},
     "sentence": {"blank_infilling": 0.0, "sentence": 1.0, "task_masks": True},
     "document": {"blank_infilling": 0.0, "document": 1.0, "task_masks": True},
     "mixture": {"blank_infilling": 0.5, "sentence": 0.3, "document": 0.2, "task_masks": True},  # the original's 10B
 }
-VOCABULARY = 4096
-
-
-def made_up_rows(batch: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Full rows of random tokens, two documents each, and which ids end a sentence (6 % of the tokens do)."""
-    CorruptionConfig().capacity(length)  # refuses a length that no row can have
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(9, VOCABULARY, (batch, length)).astype(np.int32)
-    cut = length // 3
-    tokens[:, 0] = tokens[:, cut + 1] = SPECIAL.cls
-    tokens[:, cut] = tokens[:, -1] = SPECIAL.eos
-    return tokens, np.arange(VOCABULARY) >= 0.94 * VOCABULARY
 
 
 def run(length: int = 512, batch: int = 256) -> dict:

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glm_jax.benchmarks.corruption import SPECIAL
 from glm_jax.benchmarks.timing import bytes_per_second, seconds
-from glm_jax.decoding import answer
-from glm_jax.decoding.prompts import Prompt
-from glm_jax.decoding.strategy import Strategy
-from glm_jax.model import GLM, GLMConfig, initial_parameters, parameter_count
-from glm_jax.sharding import unbox
+from glm_jax.data.synthetic import SPECIAL
+from glm_jax.decoding import decoder as decoder_lib
+from glm_jax.decoding.options import SamplingParams
+from glm_jax.decoding.prompts import EncodedPrompt
+from glm_jax.distributed.sharding import unbox
+from glm_jax.model.config import GLMConfig
+from glm_jax.model.transformer import GLM, init_params, parameter_count
 
 
 def run(
@@ -32,8 +33,8 @@ def run(
         overrides["num_layers"] = layers
     positions = max(GLMConfig.named(size).max_position_embeddings, prompt_length, max(lengths) + 2)
     config = GLMConfig.named(size, dtype=dtype, **{"max_position_embeddings": positions, **overrides})
-    params = jax.jit(lambda key: unbox(initial_parameters(config, key)))(jax.random.key(0))
-    decoder = answer.Decoder(GLM(config), params, SPECIAL)
+    params = jax.jit(lambda key: unbox(init_params(config, key)))(jax.random.key(0))
+    decoder = decoder_lib.Decoder(GLM(config), params, SPECIAL)
     # The tables of positions are looked up, not read; the vocabulary is read by the head.
     positions = sum(leaf.size for name, part in params.items() if "position" in name for leaf in jax.tree.leaves(part))
     read = (parameter_count(config) - positions) * jnp.dtype(dtype).itemsize
@@ -67,11 +68,11 @@ def _prompts(batch, length):
     rng = np.random.default_rng(0)
     ids = rng.integers(20, 500, (batch, length))
     ids[:, length // 2] = SPECIAL.mask
-    return [Prompt(tuple(row), (length // 2,)) for row in ids.tolist()]
+    return [EncodedPrompt(tuple(row), (length // 2,)) for row in ids.tolist()]
 
 
 def _strategy():
-    return Strategy(min_new_tokens=1_000_000)  # never ends by itself
+    return SamplingParams(min_new_tokens=1_000_000)  # never ends by itself
 
 
 def _prefill(decoder, batch, length):
@@ -106,8 +107,8 @@ def _compilations(decoder, config, count=100):
     rng = np.random.default_rng(1)
     prompts = [_prompts(1, int(n))[0] for n in rng.integers(4, config.max_position_embeddings - 8, count)]
     keys = jax.random.split(jax.random.key(0), count)
-    programs = (answer.encode, answer.begin, answer.write)
+    programs = (decoder_lib.encode, decoder_lib.init_state, decoder_lib.decode_loop)
     before = [program._cache_size() for program in programs]
-    decoder.answer(prompts, Strategy(), max_new_tokens=2, keys=keys, batch_size=1)
+    decoder.answer(prompts, SamplingParams(), max_new_tokens=2, keys=keys, batch_size=1)
     compiled = [program._cache_size() - old for program, old in zip(programs, before, strict=True)]
     return {"prompts_of_mixed_lengths": count, "compiled_prefills": compiled[0], "compiled_loops": compiled[2]}

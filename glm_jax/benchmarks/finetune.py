@@ -10,17 +10,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from glm_jax import data, program
-from glm_jax.benchmarks.corruption import SPECIAL
+from glm_jax import data
 from glm_jax.benchmarks.timing import beside_products
-from glm_jax.config import TUNABLE
-from glm_jax.flops import useful_flops
-from glm_jax.model import GLMConfig
+from glm_jax.config import OVERRIDABLE
+from glm_jax.data.synthetic import SPECIAL
+from glm_jax.model.config import GLMConfig
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example
 from glm_jax.tasks.task import AnyTask, Task
 from glm_jax.tokenizers.base import Tokenizer
-from glm_jax.tuning.subject import Tasks, check_keys, tasks_of
+from glm_jax.training import setup
+from glm_jax.training.flops import useful_flops
+from glm_jax.tuning.task import FinetuningTask, check_keys, tasks_of
 
 
 def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: Any) -> dict:
@@ -35,7 +36,7 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
     if len(tasks) != 1:
         raise ValueError(f"the config has {len(tasks)} tasks: measure one at a time with --config.tasks=\"('NAME',)\"")
     own = config.copy_and_resolve_references()
-    tuned = {key: own.model[key] for key in TUNABLE if own.model[key] is not None}
+    tuned = {key: own.model[key] for key in OVERRIDABLE if own.model[key] is not None}
     model = GLMConfig.named(size, **{**tuned, **overrides})
     with own.unlocked(), own.model.ignore_type():
         own.model.update(dataclasses.asdict(model))
@@ -46,15 +47,15 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
     tokenizer = _WordHashes(model.vocab_size)
     task = dataclasses.replace(tasks[0], source=lambda split: examples)
     try:
-        subject = Tasks(own, tokenizer, tasks=[task])
+        subject = FinetuningTask(own, tokenizer, tasks=[task])
         first = next(data.train_iterator(subject.train_rows, batch_size=own.batch_size, seed=own.seed))
     except TaskError as error:
         raise ValueError(
             f"examples of {task.name} need more than texts and a label ({error!s:.80} …): "
             "measure ag_news, boolq, rte or cb"
         ) from error
-    mesh, rules = program.check_mesh(own)
-    built = subject.build(program.schedule_of(own, rows=len(subject.train_rows)), mesh, rules)
+    mesh, rules = setup.check_mesh(own)
+    built = subject.build(setup.resolve_durations(own, rows=len(subject.train_rows)), mesh, rules)
     rows = subject.rows(first)
     with built.activate():
         state = [built.init(jax.random.key(0))]
@@ -81,7 +82,7 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
         "batch_size": own.batch_size,
         "columns": int(batch.tokens.shape[1]),
         "columns_in_use": float(np.where(batch.target_weights > 0, batch.target_index + 1, 0).max(1).mean()),
-        "counting": "useful work as in glm_jax/flops.py: real positions, visible pairs, targets; backward twice",
+        "counting": "useful work as in glm_jax/training/flops.py: real positions, visible pairs, targets; backward twice",
     }
 
 
@@ -89,19 +90,19 @@ class _WordHashes(Tokenizer):
     """A token a word; no vocabulary is needed for a measurement."""
 
     def __init__(self, size: int):
-        self.special, self.num_pieces, self.vocab_multiple = SPECIAL, size, 1
+        self.special, self.num_tokens, self.pad_vocab_to_multiple_of = SPECIAL, size, 1
 
     def encode(self, text: str) -> list[int]:
-        return [9 + zlib.crc32(word.encode()) % (self.num_pieces - 9) for word in text.split()]
+        return [9 + zlib.crc32(word.encode()) % (self.num_tokens - 9) for word in text.split()]
 
     def decode(self, ids: Sequence[int], *, print_special: bool = False) -> str:
-        return " ".join(map(self.id_to_piece, ids))
+        return " ".join(map(self.id_to_token, ids))
 
-    def id_to_piece(self, token_id: int) -> str:
+    def id_to_token(self, token_id: int) -> str:
         return str(token_id)
 
     def fingerprint(self) -> str:
-        return f"hashes of words, {self.num_pieces}"
+        return f"hashes of words, {self.num_tokens}"
 
     def save(self, directory) -> None:
         raise NotImplementedError("made for measurements, never for a run")

@@ -9,15 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from glm_jax import data, program, sharding
+from glm_jax import data
 from glm_jax.benchmarks import step
-from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
-from glm_jax.chips import CHIPS
-from glm_jax.corruption import CorruptionConfig, corrupt
+from glm_jax.corruption.config import CorruptionConfig
+from glm_jax.corruption.corrupt import corrupt
 from glm_jax.data.corpora import open_corpus
 from glm_jax.data.specs import DataSpec
-from glm_jax.flops import useful_flops
-from glm_jax.model import GLMConfig
+from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.distributed import sharding
+from glm_jax.distributed.accelerators import ACCELERATORS
+from glm_jax.model.config import GLMConfig
+from glm_jax.training import setup
+from glm_jax.training.flops import useful_flops
 
 WANTED = 20  # times the appetite of the device at hand
 _MFU = 0.5  # at which the appetite of devices that are not at hand is told
@@ -28,15 +31,15 @@ def run(config: Any, megabytes: float = 4.0, seconds: float = 3.0) -> dict:
 
     `megabytes` of text are tokenised in one process; each later stage runs for `seconds`.
     """
-    mesh, rules = program.check(config)
+    mesh, rules = setup.check(config)
     dataset = data.load(config.data.to_dict())
     rows, size = dataset.train_rows, config.batch_size
     random = np.random.default_rng(0).integers(0, len(rows), 100_000).tolist()
     row_numbers = itertools.cycle(random)
-    batches = data.train_iterator(rows, batch_size=size, seed=config.seed, workers=config.data.read_workers)
+    batches = data.train_iterator(rows, batch_size=size, seed=config.seed, workers=config.data.loader_workers)
 
     def to_device():
-        return sharding.host_to_device(program.Rows(**next(batches)), mesh, rules)
+        return sharding.host_to_device(setup.Rows(**next(batches)), mesh, rules)
 
     with jax.set_mesh(mesh):
         rates = {
@@ -66,7 +69,7 @@ def run(config: Any, megabytes: float = 4.0, seconds: float = 3.0) -> dict:
 def appetites(length: int, names: tuple[str, ...] = ("base", "large", "10b")) -> dict[str, dict[str, float]]:
     """Raw tokens a second that one chip eats at half of its peak: by chip, for models of these sizes.
 
-    By arithmetic: `chips.Chip.flops` / 2 / `flops.useful_flops` of a raw token of blank infilling in rows of `length`.
+    By arithmetic: `Accelerator.flops` / 2 / `flops.useful_flops` of a raw token of blank infilling in rows of `length`.
     """
     tokens, _ = made_up_rows(64, length)
     index, lengths = np.arange(64, dtype=np.uint32), np.full(64, length, np.int32)
@@ -75,7 +78,7 @@ def appetites(length: int, names: tuple[str, ...] = ("base", "large", "10b")) ->
     each = {name: useful_flops(GLMConfig.named(name), batch) / tokens.size for name in names}
     return {
         chip.name: {name: _MFU * chip.flops / flops for name, flops in each.items()}
-        for chip in CHIPS
+        for chip in ACCELERATORS
         if chip.name in ("v5e", "v5p", "h200")
     }
 

@@ -7,21 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from glm_jax import program, sharding
-from glm_jax.batch import Batch
-from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
 from glm_jax.benchmarks.timing import beside_products, seconds
-from glm_jax.chips import chip_of
-from glm_jax.flops import useful_flops
+from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.distributed import sharding
+from glm_jax.distributed.accelerators import accelerator_of
+from glm_jax.model.batch import Batch
 from glm_jax.planning.estimate import vocabulary_size
-from glm_jax.train_step import Rows
+from glm_jax.training import setup
+from glm_jax.training.flops import useful_flops
+from glm_jax.training.train_step import TokenRows
 
 
 class Opened(NamedTuple):
     """The step of a config, ready to be called again and again on the same made-up rows."""
 
-    built: program.Program
-    rows: Rows
+    built: setup.TrainingSetup
+    rows: TokenRows
     batch: Batch  # what the rows become, on the host
     state: list[Any]  # the newest TrainState
     flops: float  # useful ones of a step
@@ -35,15 +36,15 @@ class Opened(NamedTuple):
 @contextlib.contextmanager
 def opened(config, devices: Sequence[Any] | None = None) -> Iterator[Opened]:
     """The step of `config` on all devices, or on these; its vocabulary is as large as the run's tokenizer would be."""
-    mesh, rules = program.check(config, devices)
+    mesh, rules = setup.check(config, devices)
     tokens, ends = made_up_rows(config.batch_size, config.data.sequence_length)
     vocabulary = max(vocabulary_size(config), len(ends))
-    schedule = program.schedule_of(config, rows=1000)
-    built = program.build(
+    schedule = setup.resolve_durations(config, rows=1000)
+    built = setup.make_setup(
         config, schedule, mesh, rules, vocab_size=vocabulary, special=SPECIAL,
         sentence_ends=np.pad(ends, (0, vocabulary - len(ends))),
     )  # fmt: skip
-    rows = Rows(tokens, np.full(len(tokens), tokens.shape[1], np.int32), np.arange(len(tokens), dtype=np.uint32))
+    rows = TokenRows(tokens, np.full(len(tokens), tokens.shape[1], np.int32), np.arange(len(tokens), dtype=np.uint32))
     with built.activate():
         batch = jax.device_get(built.corrupt(rows))
         rows = sharding.host_to_device(rows, mesh, rules)
@@ -61,7 +62,7 @@ def run(config, repeats: int = 7) -> dict:
     tokens, flops = step.rows.tokens, step.flops
     devices, step_seconds = jax.device_count(), measured.seconds
     device = jax.devices()[0]
-    chip, memory = chip_of(device), device.memory_stats()  # a CPU has neither
+    chip, memory = accelerator_of(device), device.memory_stats()  # a CPU has neither
     return {
         "figure": tokens.size / step_seconds,
         "unit": "raw tokens/s",

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from glm_jax import heap
-from glm_jax.layers import precision
+from glm_jax.model.ops import precision
+from glm_jax.training import host_memory
 
 
 def seconds(
@@ -50,7 +50,7 @@ def beside_products(
     """
     products, flops = _products(dtype)
     count = max(5, round(0.1 * seconds(function, repeats=1) / seconds(products, repeats=3)))
-    heap.set_fragments_aside()  # as a run does after its first step
+    host_memory.set_fragments_aside()  # as a run does after its first step
 
     def seconds_of_products():
         return seconds(products, repeats=count, warm_up=1, choose=statistics.fmean)

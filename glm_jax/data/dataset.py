@@ -32,9 +32,9 @@ class Dataset:
       train_stores: the training documents, by number.
     """
 
-    train_rows: packing.Rows | packing.Mixture
-    validation_rows: packing.Rows | None
-    validation_by_corpus: dict[str, packing.Rows]
+    train_rows: packing.PackedRows | packing.Mixture
+    validation_rows: packing.PackedRows | None
+    validation_by_corpus: dict[str, packing.PackedRows]
     tokenizer: Tokenizer
     statistics: dict[str, dict[str, Any]]
     train_stores: list[TokenStore]
@@ -78,13 +78,13 @@ def load(
     train, validation, statistics, stores = [], {}, {}, []
     weights = [corpus.weight for corpus in spec.corpora]
     for corpus, weight in zip(corpora, weights, strict=True):
-        store = prepare(corpus, "train", tokenizer, data_dir, workers=spec.workers, report=report)
+        store = prepare(corpus, "train", tokenizer, data_dir, workers=spec.tokenize_workers, report=report)
         rows = _train_rows(spec, store, tokenizer)
         stores.append(store)
         train.append(rows)
         described = {"share": weight / sum(weights), "train": _describe(store, rows)}
         if corpus.has_validation():
-            store = prepare(corpus, "validation", tokenizer, data_dir, workers=spec.workers, report=report)
+            store = prepare(corpus, "validation", tokenizer, data_dir, workers=spec.tokenize_workers, report=report)
             validation[corpus.name] = _contiguous(spec, store, tokenizer)
             described["validation"] = _describe(store, validation[corpus.name])
         statistics[corpus.name] = described
@@ -138,7 +138,7 @@ def _first_texts(corpus: Corpus, megabytes: float) -> Iterator[str]:
             return
 
 
-def _train_rows(spec: DataSpec, store: TokenStore, tokenizer: Tokenizer) -> packing.Rows:
+def _train_rows(spec: DataSpec, store: TokenStore, tokenizer: Tokenizer) -> packing.PackedRows:
     if spec.packing == "contiguous":
         return _contiguous(spec, store, tokenizer)
     special = tokenizer.special
@@ -161,6 +161,6 @@ def _contiguous(spec: DataSpec, store: TokenStore, tokenizer: Tokenizer) -> pack
     )
 
 
-def _describe(store: TokenStore, rows: packing.Rows) -> dict[str, Any]:
+def _describe(store: TokenStore, rows: packing.PackedRows) -> dict[str, Any]:
     counted = {name: store.index[name] for name in ("documents", "tokens", "text_bytes", "empty", "skipped")}
     return {**counted, "rows": len(rows), "bytes_per_token": store.index["text_bytes"] / max(1, store.tokens)}

@@ -16,7 +16,7 @@ SENTENCE_MARKS = ".?!;:\n"  # of `SampledRows`: the original's data set knows no
 
 
 @runtime_checkable
-class Rows(Protocol):
+class PackedRows(Protocol):
     """A sequence of rows: `rows[i]` is {"tokens": int32 [L], "length": int32}, padded with `pad` behind `length`."""
 
     sequence_length: int
@@ -195,7 +195,7 @@ class SampledRows:
 class ConcatenatedRows:
     """Several sets of rows as one, one behind the other (validation sets of a mixture)."""
 
-    def __init__(self, parts: Sequence[Rows]):
+    def __init__(self, parts: Sequence[PackedRows]):
         if len({(part.sequence_length, part.pad) for part in parts}) != 1:
             raise DataError("rows of different lengths or pad ids, or none at all, cannot stand in one batch")
         self.sequence_length, self.pad = parts[0].sequence_length, parts[0].pad
@@ -223,7 +223,7 @@ class Mixture(ConcatenatedRows):
       weights: positive, one a part; the share of a part is its weight over their sum.
     """
 
-    def __init__(self, parts: Sequence[Rows], weights: Sequence[float]):
+    def __init__(self, parts: Sequence[PackedRows], weights: Sequence[float]):
         if len(parts) != len(weights) or not parts or not all(0 < weight < float("inf") for weight in weights):
             raise DataError(f"a mixture of {len(parts)} parts needs a positive weight for each, not {list(weights)}")
         super().__init__(parts)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from glm_jax.data.errors import DataError
-from glm_jax.data.packing import Mixture, Rows
+from glm_jax.data.packing import Mixture, PackedRows
 
 _ENDLESS = 1 << 62
 _worker_batches: Any = None  # of a process that does nothing but make batches
@@ -26,7 +26,7 @@ HostBatch = dict[str, np.ndarray]
 
 
 def train_iterator(
-    rows: Rows | Mixture,
+    rows: PackedRows | Mixture,
     *,
     batch_size: int,
     seed: int,
@@ -162,7 +162,7 @@ def _made_by_processes(batches: _LocalBatches, workers: int, ahead: int) -> Iter
             coming.append(pool.submit(_make_batch, step))
     except concurrent.futures.process.BrokenProcessPool as error:
         raise DataError(
-            f"one of {workers} processes that make batches has died: if memory ran out, take fewer data.read_workers"
+            f"one of {workers} processes that make batches has died: if memory ran out, take fewer data.loader_workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -189,7 +189,7 @@ def _make_batch(step: int) -> HostBatch:
     return _worker_batches[step]
 
 
-def row_order(rows: Rows | Mixture, seed: int) -> Any:
+def row_order(rows: PackedRows | Mixture, seed: int) -> Any:
     """A Grain dataset, row numbers by global example index, without end: a new permutation of the rows each epoch."""
     import grain
 
@@ -206,7 +206,7 @@ def row_order(rows: Rows | Mixture, seed: int) -> Any:
 
 
 def validation_batches(
-    rows: Rows,
+    rows: PackedRows,
     *,
     batch_size: int,
     process_index: int = 0,

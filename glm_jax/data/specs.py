@@ -83,7 +83,7 @@ class TokenizerSpec(_FromDict):
         fields of the training then have no effect.
       vocabulary: `bert`, `roberta`, `gpt2` or `chinese`: `path` holds its files. Only then do these three count:
       task_masks, block_mask, fix_command_token: see `tokenizers.vocabularies.from_vocabulary`.
-      vocab_size, normalization, byte_fallback, model_type, vocab_multiple: see `sentencepiece_tokenizer.train`.
+      vocab_size, normalization, byte_fallback, model_type, pad_vocab_to_multiple_of: see `sentencepiece_tokenizer.train`.
       training_megabytes: read at most this much text of each corpus for the training.
     """
 
@@ -96,7 +96,7 @@ class TokenizerSpec(_FromDict):
     normalization: str = "nmt_nfkc"
     byte_fallback: bool = True
     model_type: str = "unigram"
-    vocab_multiple: int = 128
+    pad_vocab_to_multiple_of: int = 128
     training_megabytes: float = 200.0
 
     def __post_init__(self):
@@ -116,8 +116,8 @@ class DataSpec(_FromDict):
       sample_one_document: `sampled` only: never join documents in a row.
       non_sentence_start: `sampled` only: probability that a window may start inside a sentence.
       data_dir: folder for everything that is prepared once.
-      workers: processes that tokenise; 0 uses this process alone, None all cores. Has no effect on the result.
-      read_workers: processes that make training batches; 0 uses threads of this one. Has no effect on the result.
+      tokenize_workers: processes that tokenise; 0 uses this process alone, None all cores. Has no effect on the result.
+      loader_workers: processes that make training batches; 0 uses threads of this one. Has no effect on the result.
     """
 
     corpora: tuple[CorpusSpec, ...] = (CorpusSpec("bible"),)
@@ -127,8 +127,8 @@ class DataSpec(_FromDict):
     sample_one_document: bool = False
     non_sentence_start: float = 0.0
     data_dir: str = "data"
-    workers: int | None = None
-    read_workers: int = 0
+    tokenize_workers: int | None = None
+    loader_workers: int = 0
 
     @classmethod
     def from_dict(cls, values: Any) -> "DataSpec":
@@ -154,8 +154,8 @@ class DataSpec(_FromDict):
             raise DataError(f"DataSpec.sequence_length must be at least 4, not {self.sequence_length}")
         if not 0 <= self.non_sentence_start <= 1:
             raise DataError(f"DataSpec.non_sentence_start must lie in [0, 1], not {self.non_sentence_start}")
-        if self.workers is not None and self.workers < 0:
-            raise DataError(f"DataSpec.workers must be None, 0 or more, not {self.workers}")
-        if self.read_workers < 0:
-            raise DataError(f"DataSpec.read_workers must be 0 or more, not {self.read_workers}")
+        if self.tokenize_workers is not None and self.tokenize_workers < 0:
+            raise DataError(f"DataSpec.tokenize_workers must be None, 0 or more, not {self.tokenize_workers}")
+        if self.loader_workers < 0:
+            raise DataError(f"DataSpec.loader_workers must be 0 or more, not {self.loader_workers}")
         _one_of("DataSpec.packing", self.packing, PACKINGS)

@@ -4,7 +4,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-from glm_jax.model import GLMConfig
+from glm_jax.model.config import GLMConfig
 from glm_jax.tokenizers.base import MASK_WORDS, Tokenizer
 from glm_jax.tokenizers.special import SpecialTokens
 
@@ -14,7 +14,7 @@ class PromptError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class EncodedPrompt:
     """Ids of Part A, the columns of its `blanks` in the order of filling, ids that the first answer begins with."""
 
     part_a: tuple[int, ...]
@@ -22,7 +22,7 @@ class Prompt:
     begun: tuple[int, ...] = ()
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, order: str | Sequence[int] = "left-to-right") -> Prompt:
+def encode_prompt(tokenizer: Tokenizer, text: str, order: str | Sequence[int] = "left-to-right") -> EncodedPrompt:
     """Part A of a prompt: [CLS] text [EOS]; no [EOS] behind a final [gMASK], as in the original.
 
     `order` of filling is "left-to-right", "right-to-left", or the blanks' numbers in the text, from 0, as in (2, 0, 1).
@@ -41,10 +41,10 @@ def encode_prompt(tokenizer: Tokenizer, text: str, order: str | Sequence[int] = 
     open_end = text.rstrip().endswith("[gMASK]")
     ids = [special.cls, *ids, *([] if open_end else [special.eos])]
     columns = [column for column, token in enumerate(ids) if token in blank_ids(special)]
-    return Prompt(tuple(ids), tuple(columns[i] for i in _permutation(order, len(columns), text)))
+    return EncodedPrompt(tuple(ids), tuple(columns[i] for i in _permutation(order, len(columns), text)))
 
 
-def encode_continuation(tokenizer: Tokenizer, text: str, *, unidirectional: bool = False) -> Prompt:
+def encode_continuation(tokenizer: Tokenizer, text: str, *, unidirectional: bool = False) -> EncodedPrompt:
     """A prompt that continues `text`: with a [gMASK] behind it ([MASK] where the model has none).
 
     `unidirectional` puts the text into Part B as the beginning of the answer: language modelling from left to right,
@@ -59,7 +59,7 @@ def encode_continuation(tokenizer: Tokenizer, text: str, *, unidirectional: bool
     if text:
         _check_text(text, "or use '' to start from nothing")
     begun = tokenizer.encode(text)
-    return Prompt((special.cls, special.generation_mask), (1,), tuple(begun))
+    return EncodedPrompt((special.cls, special.generation_mask), (1,), tuple(begun))
 
 
 def known_masks(special: SpecialTokens) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def blank_ids(special: SpecialTokens) -> tuple[int, int, int]:
     return special.mask, special.sentence_mask, special.generation_mask
 
 
-def check_room(prompts: Sequence[Prompt], config: GLMConfig, max_new_tokens: int) -> None:
+def check_room(prompts: Sequence[EncodedPrompt], config: GLMConfig, max_new_tokens: int) -> None:
     """Raises PromptError when positions run out: a prompt too long (says by how much), or answers too long."""
     if max_new_tokens < 1:
         raise PromptError(f"max_new_tokens is {max_new_tokens}, but an answer needs at least 1")

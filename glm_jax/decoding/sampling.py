@@ -13,13 +13,13 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Int, Key
 
-from glm_jax.decoding import engine
-from glm_jax.decoding.strategy import StrategyShape, StrategyValues, narrow, restrict
-from glm_jax.model import GLMConfig
+from glm_jax.decoding import steps
+from glm_jax.decoding.options import SamplingShape, SamplingValues, mask_logits, warp_logits
+from glm_jax.model.config import GLMConfig
 
 
 @struct.dataclass
-class Writing:
+class DecodeState:
     """Answers in the making: W for each of B rows, G columns each.
 
     `tokens`, `blanks` and `log_probs` record the choice made in each column: the token, which of the row's blanks it
@@ -42,15 +42,15 @@ class Writing:
     log_probs: Any  # float32 [B W G]
 
 
-def begin(
-    context: engine.Context,
+def init_state(
+    context: steps.PrefillCache,
     mask_columns: Int[Array, "B S"],
     keys: Key[Array, "B W"],
     first_token: Int[Array, "B"],
     before: Int[Array, "B"],
     *,
     max_new_tokens: int,
-) -> Writing:
+) -> DecodeState:
     """An empty answer for the first blank of each row; `mask_columns` in the order of filling, -1 behind the last.
 
     `first_token` opens it: the start token, or, where `before` tokens of the answer are given (start token included),
@@ -60,9 +60,9 @@ def begin(
     capacity = mask_columns.shape[1] * (max_new_tokens + 1)
     fill = functools.partial(jnp.full, dtype=jnp.int32)
     first = jnp.broadcast_to(mask_columns[:, :1], keys.shape)
-    return Writing(
+    return DecodeState(
         step=jnp.int32(0),
-        cache=engine.empty_answers(context, width, capacity),
+        cache=steps.empty_answers(context, width, capacity),
         token=jnp.broadcast_to(first_token[:, None], keys.shape),
         position=jnp.maximum(first, 0).astype(jnp.int32),
         blank=fill(keys.shape, 0),
@@ -76,38 +76,38 @@ def begin(
     )
 
 
-def write(
+def decode_loop(
     params: Any,
-    context: engine.Context,
+    context: steps.PrefillCache,
     mask_columns: Int[Array, "B S"],
-    writing: Writing,
+    writing: DecodeState,
     limit: Int[Array, ""],
-    values: StrategyValues,
+    values: SamplingValues,
     *,
     config: GLMConfig,
-    shape: StrategyShape,
+    shape: SamplingShape,
     start: int,
     stops: tuple[int, ...],
     max_new_tokens: int,
-    reread_cut: bool = True,
-) -> Writing:
+    feed_truncated_token: bool = True,
+) -> DecodeState:
     """Goes on until every answer is complete or column `limit` is reached.
 
     An answer ends with one of `stops`, which is recorded but no part of it, or at `max_new_tokens`. Then the row goes
     on with its next blank, which sees what is already written. An answer that was cut is first read to its last token,
-    as in training; `reread_cut=False` skips that token, as the original does.
+    as in training; `feed_truncated_token=False` skips that token, as the original does.
     """
     rows = jnp.arange(writing.token.shape[0])[:, None]
     counts = (mask_columns >= 0).sum(1)[:, None]
 
-    def body(w: Writing) -> Writing:
+    def body(w: DecodeState) -> DecodeState:
         place = w.before + w.written + 1
-        logits, cache = engine.forward(params, context, w.cache, w.step, w.token, w.position, place, config=config)
+        logits, cache = steps.forward(params, context, w.cache, w.step, w.token, w.position, place, config=config)
         history = jnp.where(jnp.isin(w.tokens, np.array(stops)), start, w.tokens)  # all answers, parted by starts
-        allowed = restrict(logits, w.written, history, w.step, stops, shape, values)
+        allowed = mask_logits(logits, w.written, history, w.step, stops, shape, values)
         if shape.sample:
             keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, w.step)))(w.keys)
-            chosen = jax.vmap(jax.vmap(jax.random.categorical))(keys, narrow(allowed, shape, values))
+            chosen = jax.vmap(jax.vmap(jax.random.categorical))(keys, warp_logits(allowed, shape, values))
         else:
             chosen = allowed.argmax(-1)
         chosen = chosen.astype(jnp.int32)
@@ -120,10 +120,10 @@ def write(
         written = w.written + adds
         full = written == max_new_tokens
         last = w.blank + 1 >= counts
-        closes = w.live & (reread | (choosing & stopped) | (full & (last | (not reread_cut))))
+        closes = w.live & (reread | (choosing & stopped) | (full & (last | (not feed_truncated_token))))
         blank = w.blank + closes
         next_mask = mask_columns[rows, jnp.minimum(blank, mask_columns.shape[1] - 1)]
-        return Writing(
+        return DecodeState(
             step=w.step + 1,
             cache=cache,
             token=jnp.where(closes, start, chosen),
@@ -141,7 +141,7 @@ def write(
     limit = jnp.minimum(limit, writing.tokens.shape[-1])
     writing = jax.lax.while_loop(lambda w: (w.step < limit) & w.live.any(), body, writing)
     # Every host reads the records.
-    record = {name: engine.everywhere(getattr(writing, name)) for name in ("tokens", "blanks", "log_probs", "live")}
+    record = {name: steps.everywhere(getattr(writing, name)) for name in ("tokens", "blanks", "log_probs", "live")}
     return writing.replace(**record)
 
 

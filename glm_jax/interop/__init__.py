@@ -5,8 +5,8 @@
 
 from glm_jax.interop.errors import FormatError, UnsafeFileError
 from glm_jax.interop.export import check_new, export, export_loaded
+from glm_jax.interop.load import Pretrained, from_pretrained, load
 from glm_jax.interop.load_report import LoadReport
-from glm_jax.interop.pretrained import Pretrained, from_pretrained, load
 
 __all__ = [
     "FormatError", "LoadReport", "Pretrained", "UnsafeFileError", "check_new", "export", "export_loaded",

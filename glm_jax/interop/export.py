@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from glm_jax.checkpoint import Checkpointer, write_json_atomic
-from glm_jax.interop import extras, hub, hub_tokenizer, layout, megatron, safetensors_file
-from glm_jax.interop.pretrained import EXTRAS_FILE, Pretrained
+from glm_jax.files import write_json_atomic
+from glm_jax.interop import extras, hub, hub_tokenizer, megatron, param_mapping, safetensors_file
+from glm_jax.interop.load import EXTRAS_FILE, Pretrained
 from glm_jax.interop.tensors import DTYPES, FLOATS, LazyTensor
-from glm_jax.model import GLMConfig
+from glm_jax.model.config import GLMConfig
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.released import ReleasedTokenizer
+from glm_jax.training.checkpoint import Checkpointer
 
 FORMATS = ("glm_jax", "hub", "megatron")
 
@@ -63,7 +64,7 @@ def export(
     if model_parallel > 1 and to != "megatron":
         raise ValueError(f"model_parallel {model_parallel}: only the original's layout (megatron) is cut into shards")
     notes: list[str] = []
-    tensors = layout.state_dict(config, params, DTYPES[dtype])
+    tensors = param_mapping.state_dict(config, params, DTYPES[dtype])
     flavor = "hub" if to == "hub" else "megatron"
     extra = extras.state_dict(prompt, classifier, flavor, DTYPES[dtype])
     with _new_folder(pathlib.Path(path)) as folder:

@@ -5,12 +5,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from glm_jax.checkpoint import write_json_atomic
+from glm_jax.files import write_json_atomic
 from glm_jax.interop import safetensors_file, torch_file
 from glm_jax.interop.errors import FormatError, UnsafeFileError, listing
 from glm_jax.interop.source import Source, drop_tied_head, plain_names
 from glm_jax.interop.tensors import LazyTensor
-from glm_jax.model import GLMConfig
+from glm_jax.model.config import GLMConfig
 
 CONFIG = "config.json"
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"

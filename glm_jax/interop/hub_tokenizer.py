@@ -116,7 +116,7 @@ def for_hub(tokenizer: ReleasedTokenizer) -> tuple[ReleasedTokenizer, dict[int, 
         and tokenizer.piece_under(ids["MASK"]) == "<mask>"
         and "gMASK" not in ids
     ):
-        moved, why = {"MASK": tokenizer.num_pieces}, "the hub's [MASK] stands behind the start and end tokens"
+        moved, why = {"MASK": tokenizer.num_tokens}, "the hub's [MASK] stands behind the start and end tokens"
     if not moved:
         return tokenizer, {}
     commands = [dataclasses.replace(c, id=moved.get(c.name, c.id)) for c in tokenizer.commands]

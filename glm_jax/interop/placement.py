@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from glm_jax.interop.errors import FormatError
-from glm_jax.interop.layout import leaves
+from glm_jax.interop.param_mapping import leaves
 from glm_jax.interop.tensors import LazyTensor
-from glm_jax.model import GLMConfig
+from glm_jax.model.config import GLMConfig
 
 
 def place(

@@ -7,7 +7,7 @@ from typing import Any
 
 from glm_jax.interop.errors import FormatError
 from glm_jax.interop.tensors import LazyTensor
-from glm_jax.model import GLMConfig
+from glm_jax.model.config import GLMConfig
 from glm_jax.tokenizers.base import Tokenizer
 
 _PUBLISHED = ("base", "large", "410m", "515m", "2b", "10b")  # every published shape of layers

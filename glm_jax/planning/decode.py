@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from glm_jax import config as config_lib
-from glm_jax import sharding
-from glm_jax.benchmarks.corruption import SPECIAL
-from glm_jax.decoding import answer, engine
-from glm_jax.decoding.strategy import Strategy
-from glm_jax.interop.pretrained import abstract_params
-from glm_jax.mesh import make_mesh, opened_mesh
-from glm_jax.model import GLMConfig, check_lengths, parameter_count
+from glm_jax.data.synthetic import SPECIAL
+from glm_jax.decoding import decoder, steps
+from glm_jax.decoding.options import SamplingParams
+from glm_jax.distributed import sharding
+from glm_jax.distributed.mesh import inference_mesh, make_mesh
+from glm_jax.interop.load import abstract_params
+from glm_jax.model.config import GLMConfig, check_lengths
+from glm_jax.model.transformer import parameter_count
 from glm_jax.planning import estimate, hlo, topologies
 
 
@@ -43,8 +44,8 @@ def plan(
     if shape := {axis: size for axis, size in config.mesh.items() if size is not None}:
         mesh = make_mesh(shape, devices)
     else:
-        mesh = opened_mesh(model.num_heads, model.vocab_size, devices)
-    rows, width = answer.rows_of(prompts, mesh), answer.bucket(context)
+        mesh = inference_mesh(model.num_heads, model.vocab_size, devices)
+    rows, width = decoder.rows_of(prompts, mesh), decoder.bucket(context)
     params = _prepared(model, mesh)
     result = {
         "topology": topology if slices == 1 else f"{slices} x {topology}",
@@ -64,7 +65,7 @@ def plan(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            spread = engine.cache_bytes(model, rows, 1, width, new_tokens + 1) // mesh.size
+            spread = steps.cache_bytes(model, rows, 1, width, new_tokens + 1) // mesh.size
             held = result["parameter_bytes"] + spread  # at best
             wanted = max(held, estimate.wanted_bytes(str(error), held, chip.hbm_bytes))
             seconds = time.perf_counter() - began
@@ -74,8 +75,8 @@ def plan(
     peaks = [estimate.peak_bytes(program.memory_analysis()) for program in (read, write)]
     memory = write.memory_analysis()
     prefill = hlo.count(read.as_text(), mesh.size)
-    steps = hlo.count(write.as_text(), mesh.size, unknown_trips=new_tokens)  # the loop stops when all have ended
-    reading, writing = (estimate.roofline(counts, chip, mesh) for counts in (prefill, steps))
+    counts = hlo.count(write.as_text(), mesh.size, unknown_trips=new_tokens)  # the loop stops when all have ended
+    reading, writing = (estimate.roofline(counts, chip, mesh) for counts in (prefill, counts))
     whole = max(reading.values()) + max(writing.values())
     return result | {
         "cache_bytes": estimate.bytes_on_a_chip(caches),
@@ -84,9 +85,9 @@ def plan(
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": max(peaks),
         "headroom": 1 - max(peaks) / chip.hbm_bytes,
-        "flops_per_step": steps.flops / new_tokens,
-        "hbm_bytes_per_step": steps.hbm_bytes / new_tokens,
-        "collectives": {kind: size / new_tokens for kind, size in steps.by_kind().items()},
+        "flops_per_step": counts.flops / new_tokens,
+        "hbm_bytes_per_step": counts.hbm_bytes / new_tokens,
+        "collectives": {kind: size / new_tokens for kind, size in counts.by_kind().items()},
         "roofline_seconds": {name: value / new_tokens for name, value in writing.items()},
         "limited_by": max(writing, key=writing.get),
         "seconds_per_step_bound": max(writing.values()) / new_tokens,
@@ -101,7 +102,7 @@ def plan(
         "seconds_bound": whole,
         "tokens_per_second": rows * new_tokens / whole / mesh.size,
         "tokens_per_second_all_chips": rows * new_tokens / whole,
-        "uncounted_loops": len(prefill.unknown_loops) + len(steps.unknown_loops) - 1,
+        "uncounted_loops": len(prefill.unknown_loops) + len(counts.unknown_loops) - 1,
         "compile_seconds": seconds,
     }
 
@@ -136,21 +137,21 @@ def _changes(config, topology, slices, prompts) -> Iterator[tuple[dict[str, int]
 
 def _prepared(model: GLMConfig, mesh):
     params = abstract_params(model, mesh, sharding.RULES, "float32")
-    prepared = jax.eval_shape(lambda tree: engine.prepare(tree, config=model, unrolled=False), params)
+    prepared = jax.eval_shape(lambda tree: steps.prepare(tree, config=model, unrolled=False), params)
     return jax.tree.map(_shaped, prepared, jax.tree.map(lambda leaf: leaf.sharding, params))
 
 
 def _compile(model, params, rows, width, new_tokens):
     """The compiled `encode` and `write`, and the shapes of contexts and caches, with the shardings that they get."""
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
-    read = answer.encode.lower(params, *[ints(rows, width)] * 3, ints(rows), ints(rows), config=model)
+    read = decoder.encode.lower(params, *[ints(rows, width)] * 3, ints(rows), ints(rows), config=model)
     context, read = _compiled(read)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (rows, 1)))
-    begin = answer.begin.lower(context, ints(rows, 1), keys, ints(rows), ints(rows), max_new_tokens=new_tokens)
+    begin = decoder.init_state.lower(context, ints(rows, 1), keys, ints(rows), ints(rows), max_new_tokens=new_tokens)
     writing, _ = _compiled(begin)
-    strategy = Strategy()
+    strategy = SamplingParams()
     values = jax.eval_shape(lambda: strategy.values(model.vocab_size))
-    write = answer.write.lower(
+    write = decoder.decode_loop.lower(
         params, context, ints(rows, 1), writing, ints(), values, config=model, shape=strategy.shape(),
         start=SPECIAL.start, stops=tuple(sorted({SPECIAL.end, SPECIAL.eos})), max_new_tokens=new_tokens,
     ).compile()  # fmt: skip

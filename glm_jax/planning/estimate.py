@@ -17,13 +17,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from glm_jax import program, sharding
-from glm_jax.benchmarks.corruption import SPECIAL, made_up_rows
-from glm_jax.corruption import corrupt
-from glm_jax.flops import useful_flops
-from glm_jax.model import parameter_count
-from glm_jax.planning import chips, hlo, topologies
-from glm_jax.train_step import Rows
+from glm_jax.corruption.corrupt import corrupt
+from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.distributed import sharding
+from glm_jax.distributed.accelerators import Accelerator
+from glm_jax.model.transformer import parameter_count
+from glm_jax.planning import hlo, topologies
+from glm_jax.training import setup
+from glm_jax.training.flops import useful_flops
+from glm_jax.training.train_step import TokenRows
 
 HEADROOM = 0.1  # of HBM that should stay free: fragmentation, and what the runtime keeps for itself
 _SAMPLE = 64  # rows corrupted to see how many positions and targets are real
@@ -34,8 +36,8 @@ class Compiled:
     """The compiled step of a config on a topology, or what the compiler said when it does not fit."""
 
     config: ConfigDict
-    chip: chips.Chip
-    built: program.Program
+    chip: Accelerator
+    built: setup.TrainingSetup
     text: str | None  # HLO
     memory: Any  # jax's CompiledMemoryStats, or None
     seconds: float
@@ -43,15 +45,15 @@ class Compiled:
 
 
 def compile_step(
-    config: ConfigDict, topology: str, slices: int = 1, build: Callable[..., program.Program] = program.build
+    config: ConfigDict, topology: str, slices: int = 1, build: Callable[..., setup.TrainingSetup] = setup.make_setup
 ) -> Compiled:
     """Lowers and compiles the train step of `config` for `slices` times `topology`; `build` makes it.
 
     Raises ValueError for a config or topology that cannot be, PlanningError without a fitting libtpu.
     """
     chip, devices = topologies.devices(topology, slices)
-    mesh, rules = program.check(config, devices)
-    schedule = program.schedule_of(config, rows=10**6)
+    mesh, rules = setup.check(config, devices)
+    schedule = setup.resolve_durations(config, rows=10**6)
     vocabulary = vocabulary_size(config)
     built = build(
         config, schedule, mesh, rules, vocab_size=vocabulary, special=SPECIAL,
@@ -71,11 +73,11 @@ def compile_step(
     return Compiled(config, chip, built, compiled.as_text(), compiled.memory_analysis(), seconds, None)
 
 
-def abstract_rows(config: ConfigDict, mesh: Any, rules: sharding.Rules) -> Rows:
+def abstract_rows(config: ConfigDict, mesh: Any, rules: sharding.Rules) -> TokenRows:
     """The rows of one step, [B L] tokens and so on, as shapes with shardings."""
     batch, length = config.batch_size, config.data.sequence_length
     where = sharding.batch_sharding(mesh, rules)
-    return Rows(
+    return TokenRows(
         tokens=jax.ShapeDtypeStruct((batch, length), np.int32, sharding=where),
         lengths=jax.ShapeDtypeStruct((batch,), np.int32, sharding=where),
         index=jax.ShapeDtypeStruct((batch,), np.uint32, sharding=where),
@@ -93,7 +95,7 @@ def vocabulary_size(config: ConfigDict) -> int:
     tokenizer = config.data.tokenizer
     if tokenizer.vocabulary is not None:
         return _RELEASED[tokenizer.vocabulary]
-    return -(-tokenizer.vocab_size // tokenizer.vocab_multiple) * tokenizer.vocab_multiple
+    return -(-tokenizer.vocab_size // tokenizer.pad_vocab_to_multiple_of) * tokenizer.pad_vocab_to_multiple_of
 
 
 def plan(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
         "remat": built.model.config.remat,
-        "accumulation": config.accumulation,
+        "grad_accumulation_steps": config.grad_accumulation_steps,
         "batch_size": config.batch_size,
         "parameters": parameter_count(built.model.config),
         "hbm_bytes": chip.hbm_bytes,
@@ -154,7 +156,7 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
     }
 
 
-def does_not_fit(held: float, wanted: float, chip: chips.Chip) -> dict[str, Any]:
+def does_not_fit(held: float, wanted: float, chip: Accelerator) -> dict[str, Any]:
     """What a plan says of memory when the program wants more bytes than the chip has, `held` by its arguments."""
     return {
         "fits": False,
@@ -173,7 +175,7 @@ def peak_bytes(memory: Any) -> int:
     )  # fmt: skip
 
 
-def roofline(counts: hlo.Counts, chip: chips.Chip, mesh: Any) -> dict[str, float]:
+def roofline(counts: hlo.Counts, chip: Accelerator, mesh: Any) -> dict[str, float]:
     """Seconds that what was counted takes at least: products, HBM and interconnect, each at its peak."""
     devices = list(mesh.devices.flat)
     return {
@@ -185,13 +187,13 @@ def roofline(counts: hlo.Counts, chip: chips.Chip, mesh: Any) -> dict[str, float
 
 def built_steps(config: ConfigDict) -> int | None:
     """Steps of the run, or None when they depend on the corpus (epochs)."""
-    return None if "epoch" in str(config.duration) else program.schedule_of(config, rows=10**6).total
+    return None if "epoch" in str(config.train_duration) else setup.resolve_durations(config, rows=10**6).total
 
 
-def useful_flops_per_step(config: ConfigDict, built: program.Program) -> float:
+def useful_flops_per_step(config: ConfigDict, built: setup.TrainingSetup) -> float:
     """Products that the batch needs, over all chips, from a sample of corrupted rows."""
     length = config.data.sequence_length
-    count = _SAMPLE - _SAMPLE % len(built.corruption.lanes())
+    count = _SAMPLE - _SAMPLE % len(built.corruption.slots())
     tokens, ends = made_up_rows(count, length)
     index = np.arange(count, dtype=np.uint32)
     batch = corrupt(
@@ -201,7 +203,7 @@ def useful_flops_per_step(config: ConfigDict, built: program.Program) -> float:
     return useful_flops(built.model.config, batch) * config.batch_size / count
 
 
-def largest_replicated(built: program.Program) -> int:
+def largest_replicated(built: setup.TrainingSetup) -> int:
     """Bytes of the largest parameter of which every device holds all; 0 when all are split."""
     sizes = [
         math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -211,7 +213,7 @@ def largest_replicated(built: program.Program) -> int:
     return max(sizes, default=0)
 
 
-def gathered_activations(counts: hlo.Counts, built: program.Program) -> float:
+def gathered_activations(counts: hlo.Counts, built: setup.TrainingSetup) -> float:
     """Bytes a step of all-gathers of anything but parameters (of one layer, or of queries, keys or values alone)."""
     sizes = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract_state.params):
@@ -226,7 +228,7 @@ def gathered_activations(counts: hlo.Counts, built: program.Program) -> float:
     )
 
 
-def interconnect_seconds(collective: hlo.Collective, chip: chips.Chip, devices: Sequence[Any]) -> float:
+def interconnect_seconds(collective: hlo.Collective, chip: Accelerator, devices: Sequence[Any]) -> float:
     """How long a collective's bytes take on the links that its groups can use.
 
     Within a slice: the dimensions of the torus in which a group extends; both directions where it goes round a ring,
@@ -235,15 +237,15 @@ def interconnect_seconds(collective: hlo.Collective, chip: chips.Chip, devices: 
     devices = list(devices)
     if collective.kind == hlo.BETWEEN_SLICES:
         slices = len({device.slice_index for device in devices})
-        return collective.bytes * 2 * (slices - 1) / slices / chip.dcn_bandwidth
+        return collective.bytes * 2 * (slices - 1) / slices / chip.interconnect.dcn_bandwidth
     positions = np.array([devices[i].coords for i in collective.groups[0]])
     everywhere = np.array([device.coords for device in devices]).max(0) + 1
     bandwidth = 0.0
     for axis, size in enumerate(everywhere):
         extent = len(np.unique(positions[:, axis]))
         if extent > 1:
-            ring = extent == size and size % chip.wraps == 0
-            bandwidth += chip.link_bandwidth * (2 if ring else 1)
+            ring = extent == size and size % chip.interconnect.wraps == 0
+            bandwidth += chip.interconnect.link_bandwidth * (2 if ring else 1)
     return collective.bytes / bandwidth if bandwidth else 0.0  # two cores of one chip share its memory
 
 

@@ -38,17 +38,17 @@ def changes(config: ConfigDict, topology: str, slices: int = 1) -> Iterator[dict
     remat = {} if config.model.remat == "full" else {"model.remat": "full"}
     if remat:
         yield remat
-    splits = [n for n in (2, 4, 8) if config.batch_size % (config.accumulation * n * devices) == 0]
+    splits = [n for n in (2, 4, 8) if config.batch_size % (config.grad_accumulation_steps * n * devices) == 0]
     for split in splits:
-        yield remat | {"accumulation": config.accumulation * split}
+        yield remat | {"grad_accumulation_steps": config.grad_accumulation_steps * split}
     within = devices // slices
     whole = {"mesh.data": slices, "mesh.fsdp": within, "mesh.tensor": 1}
     yield remat | whole
     for split in splits[-1:]:
-        yield remat | whole | {"accumulation": config.accumulation * split}
+        yield remat | whole | {"grad_accumulation_steps": config.grad_accumulation_steps * split}
     for tensor in (4, 8):
         if within % tensor == 0:
             yield remat | {"mesh.data": slices, "mesh.fsdp": within // tensor, "mesh.tensor": tensor}
     for smaller in (2, 4):
         if config.batch_size % (smaller * devices) == 0:
-            yield remat | whole | {"batch_size": config.batch_size // smaller, "accumulation": 1}
+            yield remat | whole | {"batch_size": config.batch_size // smaller, "grad_accumulation_steps": 1}

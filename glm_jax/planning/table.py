@@ -9,7 +9,10 @@ def table(plan: dict[str, Any]) -> str:
     """One fact a line; per chip and step unless it says otherwise."""
     rows = [
         _where(plan),
-        ("step", f"{plan['batch_size']} rows in {plan['accumulation']} micro batch(es), remat {plan['remat']!r}"),
+        (
+            "step",
+            f"{plan['batch_size']} rows in {plan['grad_accumulation_steps']} micro batch(es), remat {plan['remat']!r}",
+        ),
         ("parameters", f"{plan['parameters'] / 1e6:,.1f} M in all"),
         _memory(plan, "state and rows"),
     ]

@@ -1,16 +1,46 @@
 """Devices of a TPU slice that is not there: libtpu compiles for them on any Linux x86 machine."""
 
 import importlib.metadata
+import itertools
 import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from glm_jax.planning import chips
+from glm_jax.distributed.accelerators import ACCELERATORS, Accelerator
 
 
 class PlanningError(ValueError):
     """This machine cannot plan."""
+
+
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+_CUBES = tuple(
+    "x".join(map(str, sizes)) for sizes in itertools.combinations_with_replacement((4, 8, 12, 16, 20, 24), 3)
+)
+
+
+def parse(topology: str) -> tuple[Accelerator, tuple[int, ...]]:
+    """The chip and the sizes of a topology such as "v5p:4x4x4".
+
+    Raises ValueError with what exists when the generation is unknown or cannot be cut so.
+    """
+    name, _, shape = topology.partition(":")
+    chips = {chip.name: chip for chip in ACCELERATORS if chip.interconnect}
+    if name not in chips:
+        raise ValueError(f"topology {topology!r}: no chip {name!r}; there are {', '.join(chips)}, as in v5p:4x4x4")
+    chip = chips[name]
+    known = topologies(chip)
+    if shape not in known:
+        shown = [shape for shape in known if max(map(int, shape.split("x"))) <= 16]
+        raise ValueError(f"topology {topology!r} does not exist; {name} comes as {', '.join(shown)}")
+    return chip, tuple(map(int, shape.split("x")))
+
+
+def topologies(chip: Accelerator) -> tuple[str, ...]:
+    """The shapes that can be planned: flat ones for v5e and v6e, else a part of a cube or whole cubes of 4x4x4."""
+    return _FLAT if chip.interconnect.dimensions == 2 else _SMALL + _CUBES
 
 
 def required_libtpu(requirements: Sequence[str] | None = None) -> str:
@@ -43,12 +73,12 @@ def check_libtpu() -> str:
     return found
 
 
-def devices(topology: str, slices: int = 1) -> tuple[chips.Chip, list[Any]]:
+def devices(topology: str, slices: int = 1) -> tuple[Accelerator, list[Any]]:
     """The chip of `topology` ("v5p:4x4x4") and the devices of so many slices of it; nothing can be put on them.
 
     Raises ValueError for a topology that does not exist or no slice, PlanningError without a fitting libtpu.
     """
-    chip, shape = chips.parse(topology)
+    chip, shape = parse(topology)
     if slices < 1:
         raise ValueError(f"slices = {slices}: give at least 1")
     check_libtpu()

@@ -3,8 +3,8 @@
 import dataclasses
 import random
 
+from glm_jax.tasks.encoding import Encoded
 from glm_jax.tasks.examples import Example, Source
-from glm_jax.tasks.inputs import Encoded
 from glm_jax.tasks.seq2seq import blank_out, encode_infilling
 from glm_jax.tokenizers.base import Tokenizer
 

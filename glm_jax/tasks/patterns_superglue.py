@@ -6,7 +6,7 @@ need and WordPiece does not see. Table 8 of the paper uses pattern 0 of each tas
 
 import string
 
-from glm_jax.tasks.prompts import BREAK, MASK, SLOT, P, Prompt, Q
+from glm_jax.tasks.prompts import MASK, SEGMENT_BREAK, SOFT_PROMPT, Template, Truncatable, TruncateLast
 
 
 def bare(text: str) -> str:
@@ -25,12 +25,35 @@ def entailment(first: str = "premise", second: str = "hypothesis") -> list:
     def quoted(mark, space):
         def pattern(e):
             claim, text = bare(e[second]), e[first]
-            return [SLOT, '"', P(claim), '" ?', BREAK, SLOT, MASK, mark, SLOT, *space, P(text), '"']
+            return [
+                SOFT_PROMPT,
+                '"',
+                Truncatable(claim),
+                '" ?',
+                SEGMENT_BREAK,
+                SOFT_PROMPT,
+                MASK,
+                mark,
+                SOFT_PROMPT,
+                *space,
+                Truncatable(text),
+                '"',
+            ]
 
         return pattern
 
     def plain(mark):
-        return lambda e: [SLOT, P(bare(e[second])), "?", BREAK, SLOT, MASK, mark, SLOT, P(" " + e[first])]
+        return lambda e: [
+            SOFT_PROMPT,
+            Truncatable(bare(e[second])),
+            "?",
+            SEGMENT_BREAK,
+            SOFT_PROMPT,
+            MASK,
+            mark,
+            SOFT_PROMPT,
+            Truncatable(" " + e[first]),
+        ]
 
     return [quoted(",", [' "']), plain(","), quoted('. "', []), plain(".")]
 
@@ -38,8 +61,16 @@ def entailment(first: str = "premise", second: str = "hypothesis") -> list:
 def true_or_false(question: str, first: str = "premise", second: str = "hypothesis"):
     """Pattern 4 of RTE and CB."""
     return lambda e: [
-        SLOT, P(e[first]), SLOT, " question:", Q(" " + bare(e[second])), question, SLOT, " answer:", MASK,
-    ]  # fmt: skip
+        SOFT_PROMPT,
+        Truncatable(e[first]),
+        SOFT_PROMPT,
+        " question:",
+        TruncateLast(" " + bare(e[second])),
+        question,
+        SOFT_PROMPT,
+        " answer:",
+        MASK,
+    ]
 
 
 _YES_NO = {"entailment": " Yes", "not_entailment": " No"}
@@ -48,8 +79,8 @@ _YES_NO = {"entailment": " Yes", "not_entailment": " No"}
 def _rte(first="premise", second="hypothesis"):
     last = true_or_false(" True or False?", first, second)
     return (
-        *(Prompt(pattern, _YES_NO) for pattern in entailment(first, second)),
-        Prompt(last, {"entailment": " true", "not_entailment": " false"}),
+        *(Template(pattern, _YES_NO) for pattern in entailment(first, second)),
+        Template(last, {"entailment": " true", "not_entailment": " false"}),
     )
 
 
@@ -58,8 +89,8 @@ AX_B = _rte("sentence1", "sentence2")
 
 _MAYBE = {"entailment": " Yes", "contradiction": " No", "neutral": " Maybe"}
 CB = (
-    *(Prompt(pattern, _MAYBE) for pattern in entailment()),
-    Prompt(
+    *(Template(pattern, _MAYBE) for pattern in entailment()),
+    Template(
         true_or_false(" true, false or neither?"),
         {"entailment": " true", "contradiction": " false", "neutral": " neither"},
     ),
@@ -67,72 +98,128 @@ CB = (
 
 _NO_YES, _FALSE_TRUE = {"false": " No", "true": " Yes"}, {"false": " false", "true": " true"}
 BOOLQ = tuple(
-    Prompt(pattern, verbalizer)
+    Template(pattern, verbalizer)
     for pattern in (
-        lambda e: [SLOT, P(e["passage"]), SLOT, " Question:", Q(" " + e["question"]), "? Answer:", SLOT, MASK, "."],
         lambda e: [
-            SLOT, P(e["passage"]), " Based on the previous passage,", SLOT, Q(" " + e["question"]), "?", SLOT, MASK,
+            SOFT_PROMPT,
+            Truncatable(e["passage"]),
+            SOFT_PROMPT,
+            " Question:",
+            TruncateLast(" " + e["question"]),
+            "? Answer:",
+            SOFT_PROMPT,
+            MASK,
             ".",
         ],
         lambda e: [
-            "Based on the following passage", SLOT, Q(" " + e["question"]), "?", SLOT, MASK, ".", SLOT,
-            P(" " + e["passage"]),
+            SOFT_PROMPT,
+            Truncatable(e["passage"]),
+            " Based on the previous passage,",
+            SOFT_PROMPT,
+            TruncateLast(" " + e["question"]),
+            "?",
+            SOFT_PROMPT,
+            MASK,
+            ".",
+        ],
+        lambda e: [
+            "Based on the following passage",
+            SOFT_PROMPT,
+            TruncateLast(" " + e["question"]),
+            "?",
+            SOFT_PROMPT,
+            MASK,
+            ".",
+            SOFT_PROMPT,
+            Truncatable(" " + e["passage"]),
         ],
     )
     for verbalizer in (_NO_YES, _FALSE_TRUE)
-)  # fmt: skip
+)
 
 _BINARY = {"0": " No", "1": " Yes"}
-_ASK = (SLOT, " Question:", "QUESTION", "?", SLOT)
+_ASK = (SOFT_PROMPT, " Question:", "QUESTION", "?", SOFT_PROMPT)
 
 
 def _multirc(*parts, before=()):
     def pattern(e):
         filled = {"QUESTION": " " + bare(e["question"]), "ANSWER": e["answer"], " ANSWER": " " + e["answer"]}
-        return [*before, P(bare(e["passage"])), *(filled.get(part, part) for part in parts)]
+        return [*before, Truncatable(bare(e["passage"])), *(filled.get(part, part) for part in parts)]
 
     return pattern
 
 
 MULTIRC = (
-    Prompt(_multirc(".", *_ASK, " Is it", " ANSWER", "?", SLOT, MASK, "."), _BINARY),
-    Prompt(_multirc(".", *_ASK, ' Is the correct answer "', "ANSWER", '"?', SLOT, MASK, "."), _BINARY),
-    Prompt(
+    Template(_multirc(".", *_ASK, " Is it", " ANSWER", "?", SOFT_PROMPT, MASK, "."), _BINARY),
+    Template(_multirc(".", *_ASK, ' Is the correct answer "', "ANSWER", '"?', SOFT_PROMPT, MASK, "."), _BINARY),
+    Template(
         _multirc(
-            ". Based on the previous passage,", SLOT, "QUESTION", "?", SLOT, ' Is "', "ANSWER", '" a correct answer?',
-            SLOT, MASK, ".",
+            ". Based on the previous passage,",
+            SOFT_PROMPT,
+            "QUESTION",
+            "?",
+            SOFT_PROMPT,
+            ' Is "',
+            "ANSWER",
+            '" a correct answer?',
+            SOFT_PROMPT,
+            MASK,
+            ".",
         ),
         _BINARY,
     ),
-    Prompt(
-        _multirc(SLOT, "QUESTION", "- [", MASK, "]", SLOT, "ANSWER", before=(SLOT,)), {"0": " False", "1": " True"}
+    Template(
+        _multirc(SOFT_PROMPT, "QUESTION", "- [", MASK, "]", SOFT_PROMPT, "ANSWER", before=(SOFT_PROMPT,)),
+        {"0": " False", "1": " True"},
     ),
-    Prompt(_multirc(".", *_ASK, " ANSWER", "?", SLOT, MASK, "."), _BINARY),
-)  # fmt: skip
+    Template(_multirc(".", *_ASK, " ANSWER", "?", SOFT_PROMPT, MASK, "."), _BINARY),
+)
 
 WIC = (
-    Prompt(
+    Template(
         lambda e: [
-            SLOT, P(f'"{e["sentence1"]}" / "{e["sentence2"]}"'), SLOT, f' Similar sense of "{e["word"]}"?', SLOT, MASK,
+            SOFT_PROMPT,
+            Truncatable(f'"{e["sentence1"]}" / "{e["sentence2"]}"'),
+            SOFT_PROMPT,
+            f' Similar sense of "{e["word"]}"?',
+            SOFT_PROMPT,
+            MASK,
             ".",
         ],
         _NO_YES,
     ),
-    Prompt(
+    Template(
         lambda e: [
-            SLOT, P(e["sentence1"]), SLOT, P(" " + e["sentence2"]), SLOT,
-            f" Does {e['word']} have the same meaning in both sentences?", SLOT, MASK,
+            SOFT_PROMPT,
+            Truncatable(e["sentence1"]),
+            SOFT_PROMPT,
+            Truncatable(" " + e["sentence2"]),
+            SOFT_PROMPT,
+            f" Does {e['word']} have the same meaning in both sentences?",
+            SOFT_PROMPT,
+            MASK,
         ],
         _NO_YES,
     ),
-    Prompt(
+    Template(
         lambda e: [
-            SLOT, e["word"], " .", SLOT, ' Sense (1) (a) "', P(e["sentence1"]), '"', SLOT, " (", MASK, ') "',
-            e["sentence2"], '"',
+            SOFT_PROMPT,
+            e["word"],
+            " .",
+            SOFT_PROMPT,
+            ' Sense (1) (a) "',
+            Truncatable(e["sentence1"]),
+            '"',
+            SOFT_PROMPT,
+            " (",
+            MASK,
+            ') "',
+            e["sentence2"],
+            '"',
         ],
         {"false": "2", "true": "b"},
     ),
-)  # fmt: skip
+)
 
 _JOINER = {"cause": " because", "effect": ", so"}
 
@@ -153,61 +240,94 @@ def _copa_quoted(e, end='"?'):
 
 def _copa_connective(e, choice):
     """Which connective fits between premise and choice is asked of each choice, and the more certain one wins."""
-    return [*_copa_quoted(e), P(bare(e["premise"])), MASK, " " + copa_choices(e)[choice]]
+    return [*_copa_quoted(e), Truncatable(bare(e["premise"])), MASK, " " + copa_choices(e)[choice]]
 
 
 def _copa_listed(e):
     first, second = copa_choices(e)
-    premise = [P(" " + bare(e["premise"])), _JOINER[e["question"]]]
-    return [SLOT, first, " or", " " + second, "?", SLOT, *premise, SLOT, MASK, "."]
+    premise = [Truncatable(" " + bare(e["premise"])), _JOINER[e["question"]]]
+    return [SOFT_PROMPT, first, " or", " " + second, "?", SOFT_PROMPT, *premise, SOFT_PROMPT, MASK, "."]
 
 
 COPA = (
-    Prompt(
+    Template(
         lambda e: [
-            SLOT, *_copa_quoted(e), SLOT, P(" " + bare(e["premise"])), _JOINER[e["question"]], SLOT, MASK, ".",
+            SOFT_PROMPT,
+            *_copa_quoted(e),
+            SOFT_PROMPT,
+            Truncatable(" " + bare(e["premise"])),
+            _JOINER[e["question"]],
+            SOFT_PROMPT,
+            MASK,
+            ".",
         ],
         candidates=_copa_answers,
     ),
-    Prompt(_copa_listed, candidates=_copa_answers),
-    Prompt(
+    Template(_copa_listed, candidates=_copa_answers),
+    Template(
         _copa_connective,
         candidates=lambda e: [_JOINER[e["question"]].replace(", so", " so")] * 2,
         per_candidate=True,
     ),
-)  # fmt: skip
+)
 # What the original puts in the place of pattern 2 where soft prompts are used.
-COPA_SOFT_2 = Prompt(
+COPA_SOFT_2 = Template(
     lambda e: [
-        SLOT, *_copa_quoted(e, '"'), SLOT, P(" " + bare(e["premise"])), _JOINER[e["question"]], MASK, ".", SLOT,
+        SOFT_PROMPT,
+        *_copa_quoted(e, '"'),
+        SOFT_PROMPT,
+        Truncatable(" " + bare(e["premise"])),
+        _JOINER[e["question"]],
+        MASK,
+        ".",
+        SOFT_PROMPT,
     ],
     candidates=_copa_answers,
-)  # fmt: skip
+)
 
 
 def _wsc(*parts):
     def pattern(e):
         marked = f"'*{e['pronoun']}*'"
-        return [SLOT, P(e["text"]), *(part.replace("PRONOUN", marked) if type(part) is str else part for part in parts)]
+        return [
+            SOFT_PROMPT,
+            Truncatable(e["text"]),
+            *(part.replace("PRONOUN", marked) if type(part) is str else part for part in parts),
+        ]
 
-    return Prompt(pattern, candidates=lambda e: [" " + e["span"], *(" " + other for other in e["candidates"])])
+    return Template(pattern, candidates=lambda e: [" " + e["span"], *(" " + other for other in e["candidates"])])
 
 
 WSC = (
-    _wsc(SLOT, " The pronoun PRONOUN refers to", SLOT, MASK, "."),
-    _wsc(SLOT, " In the previous sentence, the pronoun PRONOUN refers to", SLOT, MASK, "."),
-    _wsc(SLOT, " Question: In the passage above, what does the pronoun PRONOUN refer to?", SLOT, " Answer:", MASK, "."),
+    _wsc(SOFT_PROMPT, " The pronoun PRONOUN refers to", SOFT_PROMPT, MASK, "."),
+    _wsc(SOFT_PROMPT, " In the previous sentence, the pronoun PRONOUN refers to", SOFT_PROMPT, MASK, "."),
+    _wsc(
+        SOFT_PROMPT,
+        " Question: In the passage above, what does the pronoun PRONOUN refer to?",
+        SOFT_PROMPT,
+        " Answer:",
+        MASK,
+        ".",
+    ),
 )
 
 
 def _record(e):
     before, after = e["query"].split("@placeholder", 1)
-    return [P(e["passage"]), " " + before.rstrip(), MASK, after]
+    return [Truncatable(e["passage"]), " " + before.rstrip(), MASK, after]
 
 
-RECORD = (Prompt(_record, candidates=lambda e: [" " + entity for entity in e["candidates"]], soft_prompts=False),)
+RECORD = (Template(_record, candidates=lambda e: [" " + entity for entity in e["candidates"]], soft_prompts=False),)
 
 PROMPTS = {
-    "rte": RTE, "ax-g": RTE, "ax-b": AX_B, "cb": CB, "boolq": BOOLQ, "multirc": MULTIRC, "wic": WIC, "copa": COPA,
-    "wsc": WSC, "record": RECORD,
-}  # fmt: skip
+    "rte": RTE,
+    "ax-g": RTE,
+    "ax-b": AX_B,
+    "cb": CB,
+    "boolq": BOOLQ,
+    "multirc": MULTIRC,
+    "wic": WIC,
+    "copa": COPA,
+    "wsc": WSC,
+    "record": RECORD,
+}

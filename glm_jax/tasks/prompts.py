@@ -1,7 +1,7 @@
 """Prompts: what is written around an example, and what may fill the blank (paper, section 2.3; PET, Schick and Schütze
 2021; the original's tasks/superglue/pvp.py).
 
-A pattern is a function of an example's fields that returns parts: strings, `P` and `Q` (strings that may be shortened),
+A pattern is a function of an example's fields that returns parts: strings, `Truncatable` and `TruncateLast` (strings that may be shortened),
 MASK for the blank, SLOT where soft prompts may go, BREAK between the two texts. A verbalizer maps labels to words.
 """
 
@@ -10,8 +10,8 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from glm_jax.tasks.encoding import Answer, Encoded, encode_example
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.inputs import Answer, Encoded, assemble
 from glm_jax.tokenizers.base import Tokenizer
 
 Fields = Mapping[str, Any]
@@ -21,27 +21,27 @@ class Mark(enum.Enum):
     """A part of a pattern that is no text."""
 
     MASK = "the blank"
-    SLOT = "soft prompt tokens, where there are any"
-    BREAK = "ends the first text: of two texts, the longer is shortened"
+    SOFT_PROMPT = "soft prompt tokens, where there are any"
+    SEGMENT_BREAK = "ends the first text: of two texts, the longer is shortened"
 
 
-MASK, SLOT, BREAK = Mark.MASK, Mark.SLOT, Mark.BREAK
+MASK, SOFT_PROMPT, SEGMENT_BREAK = Mark.MASK, Mark.SOFT_PROMPT, Mark.SEGMENT_BREAK
 
 
-class P(str):
+class Truncatable(str):
     """Text that loses its end where an example is too long."""
 
     __slots__ = ()
 
 
-class Q(str):
-    """Text that is shortened only when no `P` has anything left: a question outlives its passage."""
+class TruncateLast(str):
+    """Text that is shortened only when no `Truncatable` has anything left: a question outlives its passage."""
 
     __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Template:
     """How an example becomes a text with one blank, and the texts that may fill it.
 
     Attributes:
@@ -100,7 +100,7 @@ def label_name(label: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class ClozeContext:
     """Part A of a prompt: ids, where the blank stands, where soft prompts stand."""
 
     ids: tuple[int, ...]
@@ -116,7 +116,7 @@ class Cloze:
     """
 
     start: int
-    contexts: tuple[Context, ...]
+    contexts: tuple[ClozeContext, ...]
     candidates: tuple[tuple[int, ...], ...]
     single_token: bool
     known: int = 0  # ids at the front of every candidate that are given, and not scored
@@ -141,14 +141,14 @@ class Cloze:
                 column, known = context.column, ids[:at]
                 longer = (*context.ids[:column], *known, *context.ids[column:])
                 moved = tuple(c + len(known) * (c > column) for c in context.prompt_columns)
-                piece = Context(longer, column + len(known), moved)
+                piece = ClozeContext(longer, column + len(known), moved)
                 rows.append(_row(self.start, piece, [Answer(piece.column, ids[at : at + length])]))
                 owners.append(number)
         return rows, owners
 
 
 def _row(start, context, answers):
-    return assemble(start, context.ids, answers, prompt_columns=context.prompt_columns)
+    return encode_example(start, context.ids, answers, prompt_columns=context.prompt_columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +160,8 @@ class PromptEncoder:
       prompt_tokens: soft prompt tokens, spread over the slots of a pattern: P of them over k slots, each in turn takes
         ⌈P / k⌉ until none is left.
       prefix_tokens: further soft prompt tokens, in front of the text.
-      as_original: every candidate is truncated on its own, so that long candidates see less of the passage, and `Q` is
-        shortened like `P`, so that the question goes first. By default all candidates share one Part A, and the
+      as_original: every candidate is truncated on its own, so that long candidates see less of the passage, and `TruncateLast` is
+        shortened like `Truncatable`, so that the question goes first. By default all candidates share one Part A, and the
         question stays.
       multi_token: True scores every candidate by all its tokens and the end token; False demands verbalizers of one
         token; None takes one token where all verbalizers have one.
@@ -174,7 +174,7 @@ class PromptEncoder:
     as_original: bool = False
     multi_token: bool | None = None
 
-    def encode(self, prompt: Prompt, fields: Fields) -> Cloze:
+    def encode(self, prompt: Template, fields: Fields) -> Cloze:
         """The contexts and candidates of an example.
 
         Raises TaskError for a pattern without exactly one blank, for an example that stays too long when all that may
@@ -228,25 +228,25 @@ class PromptEncoder:
         for piece in pieces:
             if piece.part is MASK:
                 column = len(ids)
-            elif piece.part is SLOT:
+            elif piece.part is SOFT_PROMPT:
                 columns += range(len(ids), len(ids) + len(piece.ids))
             ids += piece.ids
-        return Context((*ids, special.eos), column, tuple(columns))
+        return ClozeContext((*ids, special.eos), column, tuple(columns))
 
     def _pieces(self, prompt, parts):
         left = self.prompt_tokens if prompt.soft_prompts else 0
-        each = -(-left // max(1, list(parts).count(SLOT)))
+        each = -(-left // max(1, list(parts).count(SOFT_PROMPT)))
         pieces, second = [], False
         if self.prefix_tokens and prompt.soft_prompts:
-            pieces.append(_Piece(SLOT, [0] * self.prefix_tokens, second))
+            pieces.append(_Piece(SOFT_PROMPT, [0] * self.prefix_tokens, second))
         texts = 0
         for part in parts:
-            if part is BREAK:
+            if part is SEGMENT_BREAK:
                 second = True
             elif part is MASK:
                 pieces.append(_Piece(part, [self.tokenizer.special.mask], second))
                 texts += 1
-            elif part is SLOT:
+            elif part is SOFT_PROMPT:
                 pieces.append(_Piece(part, [0] * min(each, left), second))
                 left -= min(each, left)
             elif part:
@@ -266,7 +266,7 @@ class _Piece:
 def _shorten(pieces, excess, as_original, max_length):
     """Takes the last token of the last shortenable part, of the longer text; one at a time."""
     removed = 0
-    for kinds in [(P, Q)] if as_original else [(P,), (Q,)]:
+    for kinds in [(Truncatable, TruncateLast)] if as_original else [(Truncatable,), (TruncateLast,)]:
         while removed < excess:
             open_ = [piece for piece in pieces if isinstance(piece.part, kinds) and piece.ids]
             if not open_:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.prompts import MASK, Mark, P, Prompt, Q
+from glm_jax.tasks.prompts import MASK, Mark, Template, Truncatable, TruncateLast
 from glm_jax.tokenizers.base import Tokenizer
 
 FOLDER_VARIABLE = "GLM_JAX_PROMPTSOURCE"
@@ -24,7 +24,7 @@ _BAR, _BAR_IN_DATA = "|||", "\ue000\ue001\ue000"  # a field that holds the separ
 
 
 @dataclasses.dataclass(frozen=True)
-class Template:
+class PromptsourceTemplate:
     """One template. `choices` is the Jinja text of its answer choices, None where the target is free text."""
 
     dataset: str
@@ -66,7 +66,7 @@ class Template:
         return f"promptsource:{self.dataset}/{self.name}"
 
 
-def find(name: str, folder: str | os.PathLike | None = None) -> Template:
+def find(name: str, folder: str | os.PathLike | None = None) -> PromptsourceTemplate:
     """The template that `promptsource:DATASET/TEMPLATE` names, such as promptsource:super_glue/boolq/GPT-3 Style.
 
     Raises TaskError, with what there is, for a data set or template that there is not.
@@ -84,7 +84,7 @@ def find(name: str, folder: str | os.PathLike | None = None) -> Template:
     raise TaskError(f"promptsource has no data set for {path!r} in {root}: write promptsource:DATASET/TEMPLATE")
 
 
-def every(folder: str | os.PathLike | None = None) -> Iterator[Template]:
+def every(folder: str | os.PathLike | None = None) -> Iterator[PromptsourceTemplate]:
     """All templates, data set by data set. Two of a data set that share a name both appear."""
     root = templates_folder(folder)
     for path in sorted(root.glob("**/templates.yaml")):
@@ -107,7 +107,7 @@ def templates_folder(folder: str | os.PathLike | None = None) -> pathlib.Path:
     return root
 
 
-def prompt(name: str, folder: str | os.PathLike | None = None) -> Prompt:
+def prompt(name: str, folder: str | os.PathLike | None = None) -> Template:
     """A template with answer choices as a cloze prompt: the rendered text, then the blank; candidates are the choices.
 
     Of a long example the longest field is shortened first. Raises TaskError for a template without choices: its target
@@ -120,7 +120,7 @@ def prompt(name: str, folder: str | os.PathLike | None = None) -> Prompt:
     def target(fields):
         return " " + template.render(fields)[1]
 
-    return Prompt(
+    return Template(
         lambda fields: prompt_parts(template.render(fields)[0], fields),
         candidates=lambda fields: [" " + choice for choice in template.answer_choices(fields)],
         target=target,
@@ -132,13 +132,13 @@ def prompt_parts(text: str, fields: Mapping[str, Any]) -> list[str | Mark]:
     values = sorted((str(v).strip() for v in fields.values() if isinstance(v, str)), key=len, reverse=True)
     longest = next((value for value in values if value and value in text), None)
     if longest is None:
-        return [Q(text), MASK]
+        return [TruncateLast(text), MASK]
     before, _, after = text.partition(longest)
     space = before[len(before.rstrip(" ")) :]
-    return [Q(before.rstrip(" ")), P(space + longest), Q(after), MASK]
+    return [TruncateLast(before.rstrip(" ")), Truncatable(space + longest), TruncateLast(after), MASK]
 
 
-def layout(template: Template):
+def layout(template: PromptsourceTemplate):
     """For `Seq2SeqTask`: [CLS] prompt [MASK] [EOS]; a long prompt loses its beginning."""
 
     def context(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
@@ -150,7 +150,7 @@ def layout(template: Template):
 
 
 @functools.lru_cache(maxsize=64)
-def _load(root: str, dataset: str) -> dict[str, Template]:
+def _load(root: str, dataset: str) -> dict[str, PromptsourceTemplate]:
     path = pathlib.Path(root).joinpath(*dataset.split("/")) / "templates.yaml"
     return {template.name: template for template in _read(path, dataset)}
 
@@ -161,7 +161,9 @@ def _read(path, dataset):
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _loader())
         rows = [content["templates"][key] for key in content["templates"]]
-        return [Template(dataset, row["name"], row["jinja"], row.get("answer_choices") or None) for row in rows]
+        return [
+            PromptsourceTemplate(dataset, row["name"], row["jinja"], row.get("answer_choices") or None) for row in rows
+        ]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise TaskError(f"{path} is no file of promptsource: {error}") from error
 

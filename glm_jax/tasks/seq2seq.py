@@ -9,11 +9,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from glm_jax.model import GLMConfig
+from glm_jax.model.config import GLMConfig
 from glm_jax.tasks import metrics
+from glm_jax.tasks.encoding import Answer, Encoded, encode_example
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import SPLITS, Example, Source, open_text, parallel
-from glm_jax.tasks.inputs import Answer, Encoded, assemble
 from glm_jax.tasks.superglue import standard_punctuation
 from glm_jax.tasks.text_cleaning import (
     detokenize_blank,
@@ -21,7 +21,7 @@ from glm_jax.tasks.text_cleaning import (
     detokenize_gigaword,
     fix_gigaword,
     fix_tokenization,
-)  # fmt: skip
+)
 from glm_jax.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Seq2SeqTask:
         target = None
         if training:
             target = [*encode_commands(tokenizer, " " + fields["target"]), special.end][: self.target_length]
-        return assemble(special.start, context, [Answer(blanks[0], target)])
+        return encode_example(special.start, context, [Answer(blanks[0], target)])
 
 
 def fitted(task: Seq2SeqTask, model: GLMConfig) -> Seq2SeqTask:
@@ -309,10 +309,10 @@ def encode_infilling(tokenizer: Tokenizer, text: str, answers: Sequence[str] | N
     if not columns or (answers is not None and len(answers) != len(columns)):
         raise TaskError(f"{len(answers or ())} answers for {len(columns)} blanks in {text[:60]!r}")
     if answers is None:
-        return assemble(special.start, ids, [Answer(columns[0], None)])
+        return encode_example(special.start, ids, [Answer(columns[0], None)])
     # A mask swallows the space before it, so the space belongs to the answer.
     filled = [[*encode_commands(tokenizer, " " + answer), special.end] for answer in answers]
-    return assemble(special.start, ids, [Answer(c, answer) for c, answer in zip(columns, filled, strict=True)])
+    return encode_example(special.start, ids, [Answer(c, answer) for c, answer in zip(columns, filled, strict=True)])
 
 
 def fill_in(text: str, answers: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from glm_jax.tasks import metrics, patterns_more, patterns_superglue, seq2seq, s
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, Source, hub, jsonl, table, tfds
 from glm_jax.tasks.infilling import InfillingTask
-from glm_jax.tasks.prompts import MASK, P, Prompt, PromptEncoder, Q, label_name
+from glm_jax.tasks.prompts import MASK, PromptEncoder, Template, Truncatable, TruncateLast, label_name
 from glm_jax.tasks.seq2seq import Seq2SeqTask
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -49,7 +49,7 @@ class Task:
 
     name: str
     source: Source
-    prompt: Prompt
+    prompt: Template
     score: Callable[[Sequence[Prediction]], dict[str, float]] = metrics.accuracy
     max_length: int = 256
     length_penalty: float = 0.0
@@ -93,14 +93,14 @@ def superglue_task(name: str, folder: str, pattern: int = 0) -> Task:
     )
 
 
-def pattern_of(name: str, prompts: Sequence[Prompt], pattern: int) -> Prompt:
+def pattern_of(name: str, prompts: Sequence[Template], pattern: int) -> Template:
     """Pattern number `pattern`. Raises TaskError for one that there is not."""
     if not 0 <= pattern < len(prompts):
         raise TaskError(f"{name} has no pattern {pattern}; it has 0 to {len(prompts) - 1}")
     return prompts[pattern]
 
 
-def named_prompt(name: str, pattern: int = 0) -> Prompt:
+def named_prompt(name: str, pattern: int = 0) -> Template:
     """A prompt of the original, such as agnews with pattern 3; or promptsource:DATASET/TEMPLATE."""
     if name.startswith("promptsource:"):
         from glm_jax.tasks import promptsource
@@ -145,7 +145,7 @@ def written_pattern(text: str) -> Callable[[Mapping[str, Any]], list]:
             if field is not None:
                 if field not in fields:
                     raise TaskError(f"the pattern asks for {field!r}, but the fields are {', '.join(map(str, fields))}")
-                parts.append((Q if conversion == "q" else P)(space + str(fields[field])))
+                parts.append((TruncateLast if conversion == "q" else Truncatable)(space + str(fields[field])))
                 space = ""
         return [part for part in parts if part]
 
@@ -194,7 +194,7 @@ def from_settings(settings: Mapping[str, Any]) -> Task:
             verbalizer = {label_name(label): word for label, word in dict(verbalizer).items()}
         field = settings.get("candidates")
         candidates = None if field is None else lambda e: [" " + text for text in e[field]]
-        prompt = Prompt(written_pattern(settings["pattern"]), verbalizer, candidates)
+        prompt = Template(written_pattern(settings["pattern"]), verbalizer, candidates)
     score = settings.get("score", "accuracy")
     if score not in metrics.SCORES:
         raise TaskError(f"task {name}: there is no score {score!r}; there are {', '.join(metrics.SCORES)}")

@@ -25,18 +25,18 @@ class Tokenizer(abc.ABC):
 
     Attributes:
       special: ids of GLM's command tokens.
-      num_pieces: rows of the vocabulary that mean something.
-      vocab_multiple: `vocab_size` is padded up to a multiple of this, so that the vocabulary matrix can be sharded.
+      num_tokens: rows of the vocabulary that mean something.
+      pad_vocab_to_multiple_of: `vocab_size` is padded up to a multiple of this, so that the vocabulary matrix can be sharded.
     """
 
     special: SpecialTokens
-    num_pieces: int
-    vocab_multiple: int
+    num_tokens: int
+    pad_vocab_to_multiple_of: int
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding matrix, V: `num_pieces` rounded up to a multiple of `vocab_multiple`."""
-        return -(-self.num_pieces // self.vocab_multiple) * self.vocab_multiple
+        """Rows of the embedding matrix, V: `num_tokens` rounded up to a multiple of `pad_vocab_to_multiple_of`."""
+        return -(-self.num_tokens // self.pad_vocab_to_multiple_of) * self.pad_vocab_to_multiple_of
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -47,7 +47,7 @@ class Tokenizer(abc.ABC):
         """The text of `ids`. Special ids are left out, or written by name where `print_special` is set."""
 
     @abc.abstractmethod
-    def id_to_piece(self, token_id: int) -> str:
+    def id_to_token(self, token_id: int) -> str:
         """The vocabulary entry of one id; `[UNUSEDn]` for a padding row."""
 
     @abc.abstractmethod
@@ -74,13 +74,13 @@ class Tokenizer(abc.ABC):
 
     def mark_text(self, token_id: int) -> str:
         """The text in which `sentence_ends` looks for marks; a byte-level vocabulary may translate its bytes here."""
-        return self.id_to_piece(token_id)
+        return self.id_to_token(token_id)
 
     def sentence_ends(self, marks: str = SENTENCE_MARKS) -> Bool[np.ndarray, "V"]:
         """Which tokens end a sentence: their string contains any of `marks` (the original's rule, so `.com` does)."""
         ends = np.zeros(self.vocab_size, np.bool_)
         special = set(self.special_ids())
-        for token_id in range(self.num_pieces):
+        for token_id in range(self.num_tokens):
             if token_id not in special:
                 ends[token_id] = any(mark in self.mark_text(token_id) for mark in marks)
         return ends

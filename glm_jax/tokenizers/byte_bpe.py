@@ -24,13 +24,15 @@ class ByteBPETokenizer(ReleasedTokenizer):
 
     kind = "byte_bpe"
 
-    def __init__(self, vocabulary: bytes, merges: bytes, commands: Sequence[Command], vocab_multiple: int = 128):
+    def __init__(
+        self, vocabulary: bytes, merges: bytes, commands: Sequence[Command], pad_vocab_to_multiple_of: int = 128
+    ):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
         self._vocabulary, self._merges = vocabulary, merges
         ids = _read_vocabulary(vocabulary)
         self._pieces = {i: piece for piece, i in ids.items()}
-        super().__init__(len(ids), commands, vocab_multiple)
+        super().__init__(len(ids), commands, pad_vocab_to_multiple_of)
         try:
             lines = merges.decode("utf-8").split("\n")[1:]  # the first line is a version
             pairs = [tuple(line.split()) for line in lines if line.strip()]
@@ -41,7 +43,7 @@ class ByteBPETokenizer(ReleasedTokenizer):
         self._tokenizer.decoder = decoders.ByteLevel()
 
     def __reduce__(self):
-        return type(self), (self._vocabulary, self._merges, self.commands, self.vocab_multiple)
+        return type(self), (self._vocabulary, self._merges, self.commands, self.pad_vocab_to_multiple_of)
 
     def _encode_text(self, text):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -56,10 +58,12 @@ class ByteBPETokenizer(ReleasedTokenizer):
         return {VOCAB_FILE: self._vocabulary, MERGES_FILE: self._merges}
 
     @classmethod
-    def from_files(cls, directory, commands: Sequence[Command], vocab_multiple: int = 128) -> "ByteBPETokenizer":
+    def from_files(
+        cls, directory, commands: Sequence[Command], pad_vocab_to_multiple_of: int = 128
+    ) -> "ByteBPETokenizer":
         directory = epath.Path(directory)
         contents = [(directory / name).read_bytes() for name in (VOCAB_FILE, MERGES_FILE)]
-        return cls(*contents, commands, vocab_multiple)
+        return cls(*contents, commands, pad_vocab_to_multiple_of)
 
 
 def _read_vocabulary(vocabulary):

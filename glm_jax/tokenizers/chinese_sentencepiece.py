@@ -20,13 +20,13 @@ class ChineseSentencePieceTokenizer(ReleasedTokenizer):
 
     kind = "chinese_sentencepiece"
 
-    def __init__(self, model: bytes, commands: Sequence[Command], vocab_multiple: int = 128):
+    def __init__(self, model: bytes, commands: Sequence[Command], pad_vocab_to_multiple_of: int = 128):
         self._model = model
         self._processor = processor(model)
-        super().__init__(self._processor.get_piece_size(), commands, vocab_multiple)
+        super().__init__(self._processor.get_piece_size(), commands, pad_vocab_to_multiple_of)
 
     def __reduce__(self):
-        return type(self), (self._model, self.commands, self.vocab_multiple)
+        return type(self), (self._model, self.commands, self.pad_vocab_to_multiple_of)
 
     def _encode_text(self, text):
         return self._processor.encode(text)
@@ -41,8 +41,8 @@ class ChineseSentencePieceTokenizer(ReleasedTokenizer):
         return {MODEL_FILE: self._model}
 
     @classmethod
-    def from_files(cls, directory, commands: Sequence[Command], vocab_multiple: int = 128):
-        return cls((epath.Path(directory) / MODEL_FILE).read_bytes(), commands, vocab_multiple)
+    def from_files(cls, directory, commands: Sequence[Command], pad_vocab_to_multiple_of: int = 128):
+        return cls((epath.Path(directory) / MODEL_FILE).read_bytes(), commands, pad_vocab_to_multiple_of)
 
 
 def chinese_commands(

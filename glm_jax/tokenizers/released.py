@@ -49,7 +49,7 @@ class ReleasedTokenizer(Tokenizer):
     Args:
       size: entries of the vocabulary, without command tokens.
       commands: in the original's order; of two with one id, the later gives that id its name.
-      vocab_multiple: every release pads the vocabulary to a multiple of 128.
+      pad_vocab_to_multiple_of: every release pads the vocabulary to a multiple of 128.
 
     Raises:
       TokenizerError: ids that are negative, or names that mean two ids.
@@ -57,12 +57,14 @@ class ReleasedTokenizer(Tokenizer):
 
     kind: str
 
-    def __init__(self, size: int, commands: Sequence[Command], vocab_multiple: int = 128):
-        if type(vocab_multiple) is not int or vocab_multiple < 1:
-            raise TokenizerError(f"vocab_multiple must be a whole number of at least 1, not {vocab_multiple!r}")
+    def __init__(self, size: int, commands: Sequence[Command], pad_vocab_to_multiple_of: int = 128):
+        if type(pad_vocab_to_multiple_of) is not int or pad_vocab_to_multiple_of < 1:
+            raise TokenizerError(
+                f"pad_vocab_to_multiple_of must be a whole number of at least 1, not {pad_vocab_to_multiple_of!r}"
+            )
         self.commands = tuple(commands)
-        self.vocab_multiple = vocab_multiple
-        self.num_pieces = max([size, *(command.id + 1 for command in self.commands)])
+        self.pad_vocab_to_multiple_of = pad_vocab_to_multiple_of
+        self.num_tokens = max([size, *(command.id + 1 for command in self.commands)])
         self.size = size
         self._of_text: dict[str, Command] = {}
         for command in self.commands:
@@ -85,7 +87,7 @@ class ReleasedTokenizer(Tokenizer):
             raise TokenizerError(
                 f"these command tokens are missing, so this is no tokenizer of GLM: {', '.join(missing)}"
             )
-        free = self.num_pieces if self.num_pieces < self.vocab_size else ids["MASK"]
+        free = self.num_tokens if self.num_tokens < self.vocab_size else ids["MASK"]
         return SpecialTokens(
             **{field: ids[name] for name, field in _FIELDS.items()},
             sentence_mask=ids.get("sMASK", ids["MASK"]),
@@ -146,7 +148,7 @@ class ReleasedTokenizer(Tokenizer):
     def _join(self, parts):
         return "".join(parts)
 
-    def id_to_piece(self, token_id: int) -> str:
+    def id_to_token(self, token_id: int) -> str:
         self.check_ids([token_id])
         if token_id in self._of_id:
             return self._of_id[token_id].text
@@ -155,7 +157,7 @@ class ReleasedTokenizer(Tokenizer):
     def settings(self) -> dict:
         """What, beside the vocabulary's files, makes this tokenizer; JSON."""
         commands = [dataclasses.astuple(command) for command in self.commands]
-        return {"kind": self.kind, "vocab_multiple": self.vocab_multiple, "commands": commands}
+        return {"kind": self.kind, "pad_vocab_to_multiple_of": self.pad_vocab_to_multiple_of, "commands": commands}
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.settings()).encode())
@@ -175,7 +177,7 @@ class ReleasedTokenizer(Tokenizer):
     def with_commands(self, commands: Sequence[Command]) -> "ReleasedTokenizer":
         """The same vocabulary with other command tokens."""
         build, arguments = self.__reduce__()
-        return build(*arguments[:-2], commands, self.vocab_multiple)
+        return build(*arguments[:-2], commands, self.pad_vocab_to_multiple_of)
 
     def piece_under(self, token_id: int) -> str | None:
         """The vocabulary's own entry of an id, also where a command token has taken its place; None behind it."""
@@ -185,12 +187,14 @@ class ReleasedTokenizer(Tokenizer):
     def load(cls, directory, settings: Mapping) -> "ReleasedTokenizer":
         """Reads what `save` wrote; `settings` is its tokenizer.json. Raises TokenizerError when a file has changed."""
         commands = [Command(*values) for values in settings["commands"]]
-        tokenizer = cls.from_files(directory, commands, settings["vocab_multiple"])
+        tokenizer = cls.from_files(directory, commands, settings["pad_vocab_to_multiple_of"])
         if tokenizer.fingerprint() != settings["fingerprint"]:
             raise TokenizerError(f"the tokenizer in {directory} is not the one that was saved: a file is damaged")
         return tokenizer
 
     @classmethod
     @abc.abstractmethod
-    def from_files(cls, directory, commands: Sequence[Command], vocab_multiple: int = 128) -> "ReleasedTokenizer":
+    def from_files(
+        cls, directory, commands: Sequence[Command], pad_vocab_to_multiple_of: int = 128
+    ) -> "ReleasedTokenizer":
         """Reads the files of `files`."""

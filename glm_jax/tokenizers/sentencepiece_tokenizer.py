@@ -40,26 +40,26 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
       model: the serialised SentencePiece model.
-      vocab_multiple: `vocab_size` is padded up to a multiple of this.
+      pad_vocab_to_multiple_of: `vocab_size` is padded up to a multiple of this.
       special: ids of the special tokens; None looks the pieces of `SPECIAL_PIECES` up in the model.
 
     Raises:
       TokenizerError: the model lacks a special token, or two of them share an id.
     """
 
-    def __init__(self, model: bytes, *, vocab_multiple: int = 128, special: SpecialTokens | None = None):
-        if vocab_multiple < 1:
-            raise TokenizerError(f"vocab_multiple must be at least 1, not {vocab_multiple}")
+    def __init__(self, model: bytes, *, pad_vocab_to_multiple_of: int = 128, special: SpecialTokens | None = None):
+        if pad_vocab_to_multiple_of < 1:
+            raise TokenizerError(f"pad_vocab_to_multiple_of must be at least 1, not {pad_vocab_to_multiple_of}")
         self._model = model
-        self.vocab_multiple = vocab_multiple
+        self.pad_vocab_to_multiple_of = pad_vocab_to_multiple_of
         self._processor = processor(model)
         self._continuation = processor(_without_dummy_prefix(model))
         self._collapses_spaces = self._processor.encode("a  b") == self._processor.encode("a b")
-        self.num_pieces = self._processor.get_piece_size()
+        self.num_tokens = self._processor.get_piece_size()
         self.special = special or self._find_special()
         ids = self.special_ids()
-        if len(set(ids)) != len(ids) or not all(0 <= i < self.num_pieces for i in ids):
-            raise TokenizerError(f"special tokens need pairwise distinct ids below {self.num_pieces}: {self.special}")
+        if len(set(ids)) != len(ids) or not all(0 <= i < self.num_tokens for i in ids):
+            raise TokenizerError(f"special tokens need pairwise distinct ids below {self.num_tokens}: {self.special}")
 
     def _find_special(self) -> SpecialTokens:
         found = {name: self._processor.piece_to_id(piece) for name, piece in SPECIAL_PIECES.items()}
@@ -74,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
         return SpecialTokens(**found)
 
     def __reduce__(self):
-        return _rebuild, (self._model, self.vocab_multiple, self.special)
+        return _rebuild, (self._model, self.pad_vocab_to_multiple_of, self.special)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
@@ -90,31 +90,31 @@ class SentencePieceTokenizer(Tokenizer):
         self.check_ids(ids)
         special = set(self.special_ids())
         if not print_special:
-            return self._processor.decode([i for i in ids if i not in special and i < self.num_pieces])
+            return self._processor.decode([i for i in ids if i not in special and i < self.num_tokens])
         masks = {self.special.mask, self.special.sentence_mask, self.special.generation_mask}
         text, run, reader = "", [], self._processor
         for token_id in [*ids, None]:
-            if token_id is not None and token_id not in special and token_id < self.num_pieces:
+            if token_id is not None and token_id not in special and token_id < self.num_tokens:
                 run.append(token_id)
                 continue
             text, run = text + reader.decode(run), []
             if token_id is not None:
                 # The space that a mask swallowed is given back, so that encode_prompt reads the result as these ids.
                 text += " " if token_id in masks and text and not text[-1].isspace() else ""
-                text, reader = text + self.id_to_piece(token_id), self._continuation
+                text, reader = text + self.id_to_token(token_id), self._continuation
         return text
 
-    def id_to_piece(self, token_id: int) -> str:
+    def id_to_token(self, token_id: int) -> str:
         self.check_ids([token_id])
-        return self._processor.id_to_piece(token_id) if token_id < self.num_pieces else f"[UNUSED{token_id}]"
+        return self._processor.id_to_piece(token_id) if token_id < self.num_tokens else f"[UNUSED{token_id}]"
 
     def mark_text(self, token_id: int) -> str:
-        piece = self.id_to_piece(token_id)
+        piece = self.id_to_token(token_id)
         byte = _BYTE_PIECE.fullmatch(piece)
         return chr(int(byte[1], 16)) if byte and int(byte[1], 16) < 128 else piece
 
     def fingerprint(self) -> str:
-        settings = json.dumps([self.vocab_multiple, *self.special_ids()]).encode()
+        settings = json.dumps([self.pad_vocab_to_multiple_of, *self.special_ids()]).encode()
         return hashlib.sha256(b"sentencepiece" + settings + self._model).hexdigest()
 
     def save(self, directory) -> None:
@@ -124,7 +124,12 @@ class SentencePieceTokenizer(Tokenizer):
         directory.mkdir(parents=True, exist_ok=True)
         write_file(directory / MODEL_FILE, self._model)
         write_settings(
-            directory, {"kind": "sentencepiece", "vocab_multiple": self.vocab_multiple, "special": vars(self.special)}
+            directory,
+            {
+                "kind": "sentencepiece",
+                "pad_vocab_to_multiple_of": self.pad_vocab_to_multiple_of,
+                "special": vars(self.special),
+            },
         )
 
     @classmethod
@@ -132,7 +137,7 @@ class SentencePieceTokenizer(Tokenizer):
         """Reads what `save` wrote; `settings` is its tokenizer.json."""
         model = (epath.Path(directory) / MODEL_FILE).read_bytes()
         special = SpecialTokens(**settings["special"])
-        return cls(model, vocab_multiple=settings["vocab_multiple"], special=special)
+        return cls(model, pad_vocab_to_multiple_of=settings["pad_vocab_to_multiple_of"], special=special)
 
 
 def processor(model: bytes) -> Any:
@@ -155,8 +160,8 @@ def _without_dummy_prefix(model: bytes) -> bytes:
     return proto.SerializeToString()
 
 
-def _rebuild(model, vocab_multiple, special):
-    return SentencePieceTokenizer(model, vocab_multiple=vocab_multiple, special=special)
+def _rebuild(model, pad_vocab_to_multiple_of, special):
+    return SentencePieceTokenizer(model, pad_vocab_to_multiple_of=pad_vocab_to_multiple_of, special=special)
 
 
 def train(
@@ -168,7 +173,7 @@ def train(
     model_type: str = "unigram",
     character_coverage: float = 0.9995,
     max_chunks: int | None = 200_000,
-    vocab_multiple: int = 128,
+    pad_vocab_to_multiple_of: int = 128,
 ) -> SentencePieceTokenizer:
     """Trains SentencePiece on documents; the same texts and arguments give the same model, on any number of cores.
 
@@ -181,7 +186,7 @@ def train(
       model_type: `unigram` or `bpe`.
       character_coverage: share of the characters that get a piece of their own.
       max_chunks: train on a uniform sample of this many pieces of about 1,000 characters; None takes everything.
-      vocab_multiple: `vocab_size` of the tokenizer is padded up to a multiple of this.
+      pad_vocab_to_multiple_of: `vocab_size` of the tokenizer is padded up to a multiple of this.
 
     Raises:
       TokenizerError: an option is unknown, there is no text, or the vocabulary is larger (the message says the most
@@ -229,7 +234,7 @@ def train(
         )
     except RuntimeError as error:
         raise TokenizerError(_explain(str(error), vocab_size)) from error
-    return SentencePieceTokenizer(model.getvalue(), vocab_multiple=vocab_multiple)
+    return SentencePieceTokenizer(model.getvalue(), pad_vocab_to_multiple_of=pad_vocab_to_multiple_of)
 
 
 def _explain(message: str, vocab_size: int) -> str:

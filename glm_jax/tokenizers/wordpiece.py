@@ -20,12 +20,12 @@ class WordPieceTokenizer(ReleasedTokenizer):
 
     kind = "wordpiece"
 
-    def __init__(self, vocabulary: bytes, commands: Sequence[Command], vocab_multiple: int = 128):
+    def __init__(self, vocabulary: bytes, commands: Sequence[Command], pad_vocab_to_multiple_of: int = 128):
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
         self._vocabulary = vocabulary
         self._pieces = _pieces(vocabulary)
-        super().__init__(len(self._pieces), commands, vocab_multiple)
+        super().__init__(len(self._pieces), commands, pad_vocab_to_multiple_of)
         ids = {piece: i for i, piece in enumerate(self._pieces)}
         model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100, continuing_subword_prefix="##")
         self._tokenizer = Tokenizer(model)
@@ -35,7 +35,7 @@ class WordPieceTokenizer(ReleasedTokenizer):
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
     def __reduce__(self):
-        return type(self), (self._vocabulary, self.commands, self.vocab_multiple)
+        return type(self), (self._vocabulary, self.commands, self.pad_vocab_to_multiple_of)
 
     def _encode_text(self, text):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -53,8 +53,10 @@ class WordPieceTokenizer(ReleasedTokenizer):
         return {VOCAB_FILE: self._vocabulary}
 
     @classmethod
-    def from_files(cls, directory, commands: Sequence[Command], vocab_multiple: int = 128) -> "WordPieceTokenizer":
-        return cls((epath.Path(directory) / VOCAB_FILE).read_bytes(), commands, vocab_multiple)
+    def from_files(
+        cls, directory, commands: Sequence[Command], pad_vocab_to_multiple_of: int = 128
+    ) -> "WordPieceTokenizer":
+        return cls((epath.Path(directory) / VOCAB_FILE).read_bytes(), commands, pad_vocab_to_multiple_of)
 
 
 def _pieces(vocabulary):

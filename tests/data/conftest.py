@@ -37,5 +37,10 @@ def embedded_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def embedded(embedded_folder):
     """The embedded corpus with a 4,096-piece SentencePiece model, made once for all tests."""
-    spec = {"corpora": [{"source": "bible"}], "sequence_length": 128, "data_dir": embedded_folder, "workers": 0}
+    spec = {
+        "corpora": [{"source": "bible"}],
+        "sequence_length": 128,
+        "data_dir": embedded_folder,
+        "tokenize_workers": 0,
+    }
     return data.load(spec, report=lambda line: None)

@@ -23,7 +23,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def tokenizer(texts):
-    return sentencepiece_tokenizer.train(texts, vocab_size=300, vocab_multiple=64)
+    return sentencepiece_tokenizer.train(texts, vocab_size=300, pad_vocab_to_multiple_of=64)
 
 
 def _write(folder, texts):

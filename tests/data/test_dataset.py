@@ -42,8 +42,8 @@ def load(folder, names="ab", **options):
         {"source": f"{folder}/{name}.txt", "documents": "line", "validation_fraction": 0.1, "weight": weight}
         for name, weight in zip(names, (3, 1), strict=False)
     ]
-    spec = {"corpora": corpora, "tokenizer": {"vocab_size": 300, "vocab_multiple": 16}, "sequence_length": 24}
-    return data.load(spec | {"data_dir": str(folder / "data"), "workers": 0} | options, report=quiet)
+    spec = {"corpora": corpora, "tokenizer": {"vocab_size": 300, "pad_vocab_to_multiple_of": 16}, "sequence_length": 24}
+    return data.load(spec | {"data_dir": str(folder / "data"), "tokenize_workers": 0} | options, report=quiet)
 
 
 def test_mixture_of_files(folder):
@@ -81,7 +81,7 @@ def test_tokenizer_by_path_or_by_argument(folder, tmp_path):
     spec = {
         "corpora": {"source": f"{folder}/b.txt", "documents": "line", "validation_fraction": 0},
         "data_dir": str(folder / "data"),
-        "workers": 0,
+        "tokenize_workers": 0,
     }
     by_argument = data.load(spec, tokenizer=first.tokenizer, report=quiet)
     assert by_argument.tokenizer is first.tokenizer
@@ -110,7 +110,10 @@ def test_sampled_packing(folder):
 
 
 def test_without_validation(folder):
-    spec = {"corpora": {"source": f"{folder}/a.txt", "documents": "line", "validation_fraction": 0}, "workers": 0}
+    spec = {
+        "corpora": {"source": f"{folder}/a.txt", "documents": "line", "validation_fraction": 0},
+        "tokenize_workers": 0,
+    }
     loaded = data.load(spec | {"tokenizer": {"vocab_size": 300}, "data_dir": str(folder / "data")}, report=quiet)
     assert loaded.validation_rows is None
     assert loaded.statistics[f"{folder}/a.txt"]["train"]["documents"] == 300

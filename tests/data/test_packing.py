@@ -1,5 +1,4 @@
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -8,8 +7,9 @@ from hypothesis import strategies as st
 
 from glm_jax.data import DataError
 from glm_jax.data.packing import ConcatenatedRows, ContiguousRows, Mixture, SampledRows
+from tests.helpers.paths import GOLDEN
 
-GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden/block_dataset.json").read_text())
+GOLDEN = json.loads((GOLDEN / "block_dataset.json").read_text())
 CLS, EOS, PAD = 1, 2, 0
 
 

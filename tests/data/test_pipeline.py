@@ -81,7 +81,7 @@ import multiprocessing, os, signal, sys
 from glm_jax import data
 
 if __name__ == "__main__":
-    spec = {"corpora": [{"source": "bible"}], "sequence_length": 128, "data_dir": sys.argv[1], "workers": 0}
+    spec = {"corpora": [{"source": "bible"}], "sequence_length": 128, "data_dir": sys.argv[1], "tokenize_workers": 0}
     batches = data.train_iterator(data.load(spec).train_rows, batch_size=8, seed=0, workers=2)
     next(batches)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)

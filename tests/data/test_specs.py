@@ -32,8 +32,8 @@ def test_nested_mappings_become_specs():
         ({"corpora": [{"source": "x", "documents": "page"}]}, "must be one of blank_line, line, file"),
         ({"packing": "tight"}, "must be one of contiguous, sampled"),
         ({"sequence_length": 3}, "at least 4"),
-        ({"workers": -1}, "workers must be"),
-        ({"read_workers": -1}, "read_workers must be 0 or more, not -1"),
+        ({"tokenize_workers": -1}, "workers must be"),
+        ({"loader_workers": -1}, "loader_workers must be 0 or more, not -1"),
         ({"tokenizer": {"vocabulary": "bert"}}, "vocabulary 'bert' needs path"),
     ],
 )

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIG, GOLDEN, SPECIAL, full, params
 
-from glm_jax.decoding import answer, engine, logits
-from glm_jax.decoding.strategy import Strategy
+from glm_jax.decoding import decoder, logits, steps
+from glm_jax.decoding.options import SamplingParams
+from tests.helpers.decoding_models import CONFIG, GOLDEN, SPECIAL, full, params
 
 
 @functools.cache
 def prepared(name, unrolled=True):
-    return engine.prepare(params(name), config=CONFIG, unrolled=unrolled)
+    return steps.prepare(params(name), config=CONFIG, unrolled=unrolled)
 
 
 def golden(name):
@@ -25,7 +25,7 @@ def golden(name):
 
 @functools.partial(jax.jit, static_argnames="config")
 def forward(prepared, *arguments, config=CONFIG):
-    return engine.forward(prepared, *arguments, config=config)
+    return steps.forward(prepared, *arguments, config=config)
 
 
 @pytest.mark.parametrize("unrolled", [True, False], ids=["apart", "stacked"])
@@ -36,8 +36,8 @@ def test_incremental_steps(unrolled, fidelity):
     p = prepared("A", unrolled)
     positions, tokens = data["context_position_ids"], data["context_ids"]
     length = np.full(len(tokens), tokens.shape[1], np.int32)
-    context = answer.encode(p, tokens, positions[:, 0], positions[:, 1], data["context_sep"], length, config=CONFIG)
-    cache = engine.empty_answers(context, 1, data["gen_ids"].shape[1])
+    context = decoder.encode(p, tokens, positions[:, 0], positions[:, 1], data["context_sep"], length, config=CONFIG)
+    cache = steps.empty_answers(context, 1, data["gen_ids"].shape[1])
     logits = []
     for step in range(data["gen_ids"].shape[1]):
         token, place = data["gen_ids"][:, step, None], jnp.full((len(tokens), 1), step + 1)
@@ -62,14 +62,14 @@ def hypotheses(case, name):
     if case["attention_mask4d"] is not None:  # padding is hidden: explicit lengths here
         lengths = np.array(case["attention_mask4d"])[:, 0, -1, :-1].sum(-1).astype(np.int32)
     p = prepared("H" if name.startswith("H_") else "G")
-    context = answer.encode(p, tokens, positions[:, 0, :-1], positions[:, 1, :-1], lengths, lengths, config=CONFIG)
+    context = decoder.encode(p, tokens, positions[:, 0, :-1], positions[:, 1, :-1], lengths, lengths, config=CONFIG)
     beams = options["num_beams"]
-    strategy = Strategy(
+    strategy = SamplingParams(
         num_beams=beams, min_new_tokens=options["min_tgt_length"], no_repeat_ngram=options["no_repeat_ngram_size"],
         length_penalty=options["length_penalty"] if beams > 1 else 0.0, top_k=options["top_k"],
     )  # fmt: skip
     values = strategy.values(CONFIG.vocab_size).replace(length_penalty=jnp.float32(options["length_penalty"]))
-    found = answer.search(
+    found = decoder.search(
         p, context, positions[:, 0, -1], values, config=CONFIG, shape=strategy.shape(), num_beams=beams,
         max_new_tokens=options["tgt_seq_length"], start=SPECIAL.start, stops=(SPECIAL.end,),
         count_positions=not options["no_block_position"],
@@ -105,18 +105,18 @@ def test_beam_search(fidelity):
         fidelity.compared(name, "as the model of those searches")
 
 
-def written(name, tokens, lengths, masks, strategy, max_new_tokens, limit, reread_cut):
+def written(name, tokens, lengths, masks, strategy, max_new_tokens, limit, feed_truncated_token):
     """Tokens chosen for each blank of each row."""
     p, rows = prepared(name), len(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    context = answer.encode(p, tokens, positions, np.zeros_like(tokens), lengths, lengths, config=CONFIG)
+    context = decoder.encode(p, tokens, positions, np.zeros_like(tokens), lengths, lengths, config=CONFIG)
     keys = jax.random.split(jax.random.key(0), (rows, 1))
     first = np.full(rows, SPECIAL.start, np.int32)
-    writing = answer.begin(context, masks, keys, first, np.zeros(rows, np.int32), max_new_tokens=max_new_tokens)
-    writing = answer.write(
+    writing = decoder.init_state(context, masks, keys, first, np.zeros(rows, np.int32), max_new_tokens=max_new_tokens)
+    writing = decoder.decode_loop(
         p, context, masks, writing, jnp.int32(limit), strategy.values(CONFIG.vocab_size), config=CONFIG,
         shape=strategy.shape(), start=SPECIAL.start, stops=(SPECIAL.eos, SPECIAL.end),
-        max_new_tokens=max_new_tokens, reread_cut=reread_cut,
+        max_new_tokens=max_new_tokens, feed_truncated_token=feed_truncated_token,
     )  # fmt: skip
     chosen, blanks = jax.device_get((writing.tokens[:, 0], writing.blanks[:, 0]))
     stops = (SPECIAL.eos, SPECIAL.end)
@@ -130,12 +130,14 @@ def test_sample_sequence(fidelity):
     """Several blanks from left to right, by sampling among the top 1; the original never feeds a cut answer's end."""
     data = golden("sample_sequence.json")
     options = data["args"]
-    strategy = Strategy(temperature=options["temperature"], top_k=options["top_k"])
+    strategy = SamplingParams(temperature=options["temperature"], top_k=options["top_k"])
     for case in data["cases"].values():
         tokens = np.array([case["context"]], np.int32)
         masks = np.array([case["mask_positions"]], np.int32)
         length = np.array([tokens.shape[1]], np.int32)
-        answers = written("H", tokens, length, masks, strategy, options["out_seq_length"], 1000, reread_cut=False)[0]
+        answers = written(
+            "H", tokens, length, masks, strategy, options["out_seq_length"], 1000, feed_truncated_token=False
+        )[0]
         assert case["context"] + [t for a in answers for t in (SPECIAL.start, *a)] == case["out"]
     fidelity.compared("sample_sequence.json", "tokens of several blanks")
 
@@ -144,7 +146,7 @@ def test_blank_filling(fidelity):
     """Greedy filling with blocked n-grams and one limit for all blanks of a row."""
     data = golden("blank_filling.json")
     limit = data["tgt_seq_length"]
-    strategy = Strategy(no_repeat_ngram=data["no_repeat_ngram_size"])
+    strategy = SamplingParams(no_repeat_ngram=data["no_repeat_ngram_size"])
     for case in data["cases"].values():
         tokens = np.array(case["tokens"], np.int32)[:, :-1]
         masks = [[i for i, t in enumerate(row) if t == SPECIAL.mask] for row in tokens.tolist()]
@@ -152,7 +154,7 @@ def test_blank_filling(fidelity):
         for row, at in enumerate(masks):
             columns[row, : len(at)] = at
         lengths = np.full(len(tokens), case["sep"], np.int32)
-        answers = written("H", tokens, lengths, columns, strategy, limit, limit, reread_cut=False)
+        answers = written("H", tokens, lengths, columns, strategy, limit, limit, feed_truncated_token=False)
         for row, (prompt, filled) in enumerate(zip(tokens.tolist(), answers, strict=True)):
             remaining, whole = iter(filled), []
             for token in prompt:
@@ -182,10 +184,10 @@ def test_hub_generation(fidelity):
     config = dataclasses.replace(CONFIG, gelu="exact")
     p = prepared("A")
     width = tokens.shape[1]
-    context = answer.encode(
+    context = decoder.encode(
         p, tokens, positions[:, 0, :width], positions[:, 1, :width], lengths, lengths, config=config
     )  # fmt: skip
-    cache = engine.empty_answers(context, 1, 4)
+    cache = steps.empty_answers(context, 1, 4)
     token, chosen, logits = jnp.full((2, 1), SPECIAL.start), [], []
     step_logits = data["greedy_generation"]["step_logits"]
     for step in range(len(step_logits)):

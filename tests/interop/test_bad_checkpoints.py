@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import pickle
 import shutil
 import struct
@@ -16,8 +15,8 @@ from glm_jax.interop import FormatError, UnsafeFileError, restricted_pickle, saf
 from glm_jax.interop.tensors import of_array
 from glm_jax.tokenizers.released import Command
 from glm_jax.tokenizers.wordpiece import WordPieceTokenizer
+from tests.helpers.paths import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SHARD = "mp_rank_00_model_states.pt"
 
 

@@ -4,7 +4,6 @@ Not covered, because the formats cannot show it: bits flipped in files without c
 files from before 1.6), two whole model-parallel shards exchanged.
 """
 
-import pathlib
 import random
 import shutil
 import time
@@ -14,12 +13,12 @@ import numpy as np
 import pytest
 
 from glm_jax import interop
-from glm_jax.checkpoint import CheckpointError
 from glm_jax.interop import FormatError
 from glm_jax.tokenizers import TokenizerError
 from glm_jax.tokenizers.wordpiece import WordPieceTokenizer, bert_commands
+from glm_jax.training.checkpoint import CheckpointError
+from tests.helpers.paths import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own
 CLEAR = (FormatError, TokenizerError, CheckpointError)
 SLOWEST = 20.0  # seconds of computing for one load; one that waits forever would stop the test itself

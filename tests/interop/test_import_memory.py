@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from glm_jax.interop import layout, megatron
+from glm_jax.interop import megatron, param_mapping
 from glm_jax.interop.tensors import LazyTensor
-from glm_jax.model import GLMConfig
+from glm_jax.model.config import GLMConfig
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 MOST = 1.3
 
 MEASURE = """
@@ -41,7 +41,7 @@ def write(folder, config, dtype, shards):
         return LazyTensor(entry.shape, np.dtype(dtype), draw if array is None else lambda: array)
 
     folder.mkdir()
-    megatron.write_folder(folder, {entry.key: tensor(entry) for entry in layout.entries(config)}, shards)
+    megatron.write_folder(folder, {entry.key: tensor(entry) for entry in param_mapping.entries(config)}, shards)
 
 
 def measure(tmp_path, config, dtype, shards=1, param_dtype="float32"):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pathlib
 import pickle
 import shutil
 import struct
@@ -13,15 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiler_flags import fake_devices
-from golden_params import from_state_dict
 
-from glm_jax import heads, interop, prompt_spell, sharding
-from glm_jax.interop import FormatError, layout, safetensors_file, torch_file
+from glm_jax import interop
+from glm_jax.distributed import sharding
+from glm_jax.interop import FormatError, param_mapping, safetensors_file, torch_file
 from glm_jax.interop.tensors import of_array
-from glm_jax.model import GLM, GLMConfig, initial_parameters
+from glm_jax.model import classifier_head, soft_prompt
+from glm_jax.model.config import GLMConfig
+from glm_jax.model.transformer import GLM, init_params
+from tests.helpers.compiler_flags import fake_devices
+from tests.helpers.golden_params import from_state_dict
+from tests.helpers.paths import GOLDEN, ROOT
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 HEADS = {"A": 4, "B": 3}
 FOLDERS = [("megatron_A", "A"), ("megatron_A_MP2", "A"), ("megatron_B", "B"), ("hub_A", "A"), ("hub_B", "B")]
 
@@ -131,7 +133,7 @@ def test_heads_of_published_sizes_are_known_and_others_asked_for():
     with pytest.raises(FormatError, match="num_heads"):
         interop.load(GOLDEN / "megatron_A")
     large = GLMConfig.named("large")
-    names = {entry.key: of_array(np.broadcast_to(np.float32(0), entry.shape)) for entry in layout.entries(large)}
+    names = {entry.key: of_array(np.broadcast_to(np.float32(0), entry.shape)) for entry in param_mapping.entries(large)}
     from glm_jax.interop.source import Source, config_of
 
     assert config_of(Source("megatron", GOLDEN, names, {}), dtype="bfloat16") == large
@@ -140,14 +142,14 @@ def test_heads_of_published_sizes_are_known_and_others_asked_for():
 @pytest.mark.parametrize("size", ["base", "large-chinese", "515m", "10b"])
 def test_every_parameter_has_a_tensor(size):
     config = GLMConfig.named(size)
-    shapes = jax.eval_shape(lambda key: initial_parameters(config, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
     ours = {
         tuple(k.key for k in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(sharding.unbox(shapes))
     }
     mapped = {
         path: ((len(found),) if found[0].layer is not None else ()) + found[0].leaf_shape
-        for path, found in layout.leaves(config).items()
+        for path, found in param_mapping.leaves(config).items()
     }
     assert mapped == ours
 
@@ -157,9 +159,9 @@ def test_soft_prompts(tmp_path, kind, fidelity):
     data = arrays(f"prompt_{kind}")
     write_shard(tmp_path, {key[6:]: array for key, array in data.items() if key.startswith("param/")})
     loaded = interop.load(tmp_path, num_heads=4)
-    vectors = prompt_spell.prompt_vectors(loaded.prompt)
+    vectors = soft_prompt.prompt_vectors(loaded.prompt)
     fidelity.close(f"prompt_{kind}.npz", "vectors of the prompt", vectors, data["prompt_embeds"][0], 1e-5)
-    with prompt_spell.soft_prompt(vectors, jnp.asarray(data["prompt_pos"], jnp.int32)):
+    with soft_prompt.soft_prompt(vectors, jnp.asarray(data["prompt_pos"], jnp.int32)):
         logits = forward(loaded, data)
     fidelity.close(f"prompt_{kind}.npz", "logits", logits, data["logits"], 1e-5)
     assert np.abs(forward(loaded, data) - data["logits"]).max() > 1e-2  # without the prompt
@@ -171,7 +173,7 @@ def seqcls_state(names):
     return {f"{names[4]}{key}": array for key, array in arrays("ckpt_A").items()} | head
 
 
-@pytest.mark.parametrize("pool", heads.POOLS)
+@pytest.mark.parametrize("pool", classifier_head.POOLS)
 def test_classification_head(tmp_path, pool, caplog, fidelity):
     data = arrays(f"seqcls_{pool}")
     names = ("pool_layer.weight", "pool_layer.bias", "multichoice_head.weight", "multichoice_head.bias", "model.")
@@ -181,7 +183,7 @@ def test_classification_head(tmp_path, pool, caplog, fidelity):
     hidden = loaded.model.apply(
         {"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep, method=GLM.hidden_states
     )
-    scores = heads.classify(loaded.classifier, hidden, sep, pool)
+    scores = classifier_head.classifier_logits(loaded.classifier, hidden, sep, pool)
     fidelity.close(f"seqcls_{pool}.npz", "scores of the classes", scores, data["logits"], 1e-5)
     with caplog.at_level(logging.WARNING):
         interop.from_pretrained(tmp_path, num_heads=4)
@@ -247,9 +249,9 @@ def test_sharded_hub_folder(tmp_path):
 PLACEMENT = """
 import sys, jax, numpy as np
 sys.path.insert(0, {tests!r})
-from golden_params import from_state_dict
+from tests.helpers.golden_params import from_state_dict
 from glm_jax import interop
-from glm_jax.mesh import make_mesh
+from glm_jax.distributed.mesh import make_mesh
 mesh = make_mesh(dict(data=1, fsdp=2, tensor=4))
 loaded = interop.load({folder!r}, mesh=mesh, num_heads=4)
 expected = from_state_dict(dict(np.load({arrays!r})), 4)
@@ -261,9 +263,7 @@ print("placed")
 
 
 def test_tensors_land_on_the_shards_of_a_mesh():
-    code = PLACEMENT.format(
-        tests=str(GOLDEN.parent), folder=str(GOLDEN / "megatron_A_MP2"), arrays=str(GOLDEN / "ckpt_A.npz")
-    )
+    code = PLACEMENT.format(tests=str(ROOT), folder=str(GOLDEN / "megatron_A_MP2"), arrays=str(GOLDEN / "ckpt_A.npz"))
     env = fake_devices(8)
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=GOLDEN.parents[1], check=False

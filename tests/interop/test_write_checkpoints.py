@@ -1,7 +1,6 @@
 """Out again: the same keys, shapes, dtypes and values as came in, cut into any number of shards."""
 
 import json
-import pathlib
 import subprocess
 import sys
 import zipfile
@@ -10,16 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from glm_jax import convert, interop
-from glm_jax.interop import hub_tokenizer, layout, model_parallel, safetensors_file, torch_file
+from glm_jax import interop
+from glm_jax.cli import convert
+from glm_jax.interop import hub_tokenizer, model_parallel, param_mapping, safetensors_file, torch_file
 from glm_jax.interop.tensors import of_array
-from glm_jax.model import GLMConfig
+from glm_jax.model.config import GLMConfig
 from glm_jax.tokenizers import released
 from glm_jax.tokenizers.byte_bpe import ByteBPETokenizer, roberta_commands
 from glm_jax.tokenizers.released import Command
 from glm_jax.tokenizers.wordpiece import WordPieceTokenizer, bert_commands
+from tests.helpers.paths import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SOURCES = {"megatron_A": 4, "megatron_A_MP2": 4, "megatron_B": 3, "hub_A": None, "hub_B": None}
 
 
@@ -94,7 +94,7 @@ def test_shards_agree(tmp_path):
 def test_cut_and_join_are_inverse(count):
     config = GLMConfig(vocab_size=64, num_layers=1, hidden_size=32, num_heads=8, max_position_embeddings=7)
     rules = {}
-    for entry in layout.entries(config):
+    for entry in param_mapping.entries(config):
         split = model_parallel.split_of(entry.key)
         rules[entry.key.split(".", 3)[-1]] = split
         array = np.arange(np.prod(entry.shape)).reshape(entry.shape)
@@ -280,7 +280,7 @@ def test_tokenizer_goes_along(tmp_path, to, task_mask):
 
 def test_hub_gives_robertas_mask_a_row_of_its_own(tmp_path):
     tokenizer = tiny_roberta()
-    mask, moved = tokenizer.special.mask, tokenizer.num_pieces
+    mask, moved = tokenizer.special.mask, tokenizer.num_tokens
     loaded = interop.load(GOLDEN / "hub_B", tokenizer=tokenizer)
     notes = interop.export_loaded(tmp_path / "out", "hub", loaded)
     again = interop.load(tmp_path / "out")
@@ -341,7 +341,7 @@ def test_a_destination_that_exists_is_refused_before_anything_is_read(tmp_path, 
 
 def test_convert_ends_with_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "glm_jax.convert", str(GOLDEN / "megatron_A"), str(tmp_path / "x"), "--to", "hub"],
+        [sys.executable, "-m", "glm_jax", "convert", str(GOLDEN / "megatron_A"), str(tmp_path / "x"), "--to", "hub"],
         capture_output=True, text=True, cwd=GOLDEN.parents[1], check=False,
     )  # fmt: skip
     assert done.returncode == 1

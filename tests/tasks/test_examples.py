@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from golden import DATA, needs_data
 
 from glm_jax.tasks import superglue
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import hub, jsonl, parallel, read, table, tfds
+from tests.helpers.golden_tasks import DATA, needs_data
 
 
 def write(path, lines):

@@ -1,12 +1,12 @@
 """Metrics and text cleaning against the original's values."""
 
 import pytest
-from golden import load
 
 from glm_jax.tasks import metrics, seq2seq, superglue, text_cleaning
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example
 from glm_jax.tasks.task import Prediction
+from tests.helpers.golden_tasks import load
 
 GOLDEN = load("text_and_metrics.json")
 TEXT, METRICS = GOLDEN["text"], GOLDEN["metrics"]

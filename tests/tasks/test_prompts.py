@@ -3,12 +3,12 @@
 # ruff: noqa: RUF001 (Chinese punctuation)
 
 import pytest
-from golden import TOY, Words, assert_equal, load, needs_vocabularies, tokenizer
 
 from glm_jax.tasks import patterns_more, patterns_superglue
+from glm_jax.tasks.encoding import cloze_input, decoder_inputs
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.inputs import cloze_input, decoder_inputs
-from glm_jax.tasks.prompts import BREAK, MASK, SLOT, P, Prompt, PromptEncoder, Q
+from glm_jax.tasks.prompts import MASK, SEGMENT_BREAK, SOFT_PROMPT, PromptEncoder, Template, Truncatable, TruncateLast
+from tests.helpers.golden_tasks import TOY, Words, assert_equal, load, needs_vocabularies, tokenizer
 
 RECORDS = load("pvp_samples.json")
 PROMPTS = patterns_superglue.PROMPTS | patterns_more.PROMPTS
@@ -265,7 +265,7 @@ def test_the_question_outlives_the_passage():
 
 
 def test_two_texts_lose_the_longer_one():
-    prompt = Prompt(lambda e: [P(e["a"]), BREAK, P(e["b"]), MASK], {"x": "x", "y": "y"})
+    prompt = Template(lambda e: [Truncatable(e["a"]), SEGMENT_BREAK, Truncatable(e["b"]), MASK], {"x": "x", "y": "y"})
     fields = {"a": "a b c d e f", "b": "k l m n"}
     words = Words()
     ids = PromptEncoder(words, 12).encode(prompt, fields).contexts[0].ids
@@ -275,7 +275,7 @@ def test_two_texts_lose_the_longer_one():
 
 
 def test_candidates_share_one_context():
-    prompt = Prompt(lambda e: [P(e["text"]), MASK], candidates=lambda e: ["one", "four words of it"])
+    prompt = Template(lambda e: [Truncatable(e["text"]), MASK], candidates=lambda e: ["one", "four words of it"])
     fields = {"text": " ".join(f"w{i}" for i in range(50))}
     cloze = PromptEncoder(Words(), 20).encode(prompt, fields)
     assert len(cloze.contexts) == 1
@@ -285,22 +285,22 @@ def test_candidates_share_one_context():
 
 
 def test_errors_name_label_and_way_out():
-    prompt = Prompt(lambda e: [P("text"), SLOT, MASK], {"bad": "so so", "good": "fine"})
+    prompt = Template(lambda e: [Truncatable("text"), SOFT_PROMPT, MASK], {"bad": "so so", "good": "fine"})
     with pytest.raises(TaskError, match="label bad: the verbalizer 'so so' has 2 tokens"):
         PromptEncoder(Words(), 20, multi_token=False).encode(prompt, {})
     assert not PromptEncoder(Words(), 20).encode(prompt, {}).single_token
     with pytest.raises(TaskError, match="label 'ugly' is not in the verbalizer, which knows bad, good"):
         prompt.label_index("ugly", {})
-    same = Prompt(lambda e: [MASK], {"a": " fine", "b": "fine"})
+    same = Template(lambda e: [MASK], {"a": " fine", "b": "fine"})
     with pytest.raises(TaskError, match="labels a and b: their verbalizers are the same token"):
         PromptEncoder(Words(), 20).encode(same, {})
     with pytest.raises(TaskError, match="two labels have the verbalizer 'x'"):
-        Prompt(lambda e: [MASK], {"a": "x", "b": "x"})
+        Template(lambda e: [MASK], {"a": "x", "b": "x"})
     with pytest.raises(TaskError, match="has one blank, but this one has 2"):
-        PromptEncoder(Words(), 20).encode(Prompt(lambda e: [MASK, MASK], {"a": "x"}), {})
+        PromptEncoder(Words(), 20).encode(Template(lambda e: [MASK, MASK], {"a": "x"}), {})
     with pytest.raises(TaskError, match="either a verbalizer or candidates"):
-        Prompt(lambda e: [MASK])
-    choice = Prompt(lambda e: [Q("?"), MASK], candidates=lambda e: e["options"])
+        Template(lambda e: [MASK])
+    choice = Template(lambda e: [TruncateLast("?"), MASK], candidates=lambda e: e["options"])
     with pytest.raises(TaskError, match="label 2 is not the number of one of 2"):
         choice.label_index(2, {"options": ["a", "b"]})
     with pytest.raises(TaskError, match="candidates that are not empty"):

@@ -4,12 +4,12 @@ import importlib.util
 import os
 
 import pytest
-from golden import DATA, Words, needs_data
 
 from glm_jax.tasks import promptsource, superglue
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import jsonl, read
-from glm_jax.tasks.prompts import MASK, P, PromptEncoder, Q
+from glm_jax.tasks.prompts import MASK, PromptEncoder, Truncatable, TruncateLast
+from tests.helpers.golden_tasks import DATA, Words, needs_data
 
 needs_promptsource = pytest.mark.skipif(
     not (os.environ.get(promptsource.FOLDER_VARIABLE) or importlib.util.find_spec("promptsource")),
@@ -49,7 +49,7 @@ def test_a_template_as_a_prompt(folder):
     fields = {"text": "I like it.", "label": 1}
     parts = prompt.pattern(fields)
     assert parts == ["Review:", " I like it.", " Was it bad or good?", MASK]
-    assert [type(part) for part in parts[:3]] == [Q, P, Q]
+    assert [type(part) for part in parts[:3]] == [TruncateLast, Truncatable, TruncateLast]
     assert prompt.texts(fields) == [" bad", " good"]
     assert prompt.label_index(None, fields) == 1
     long = {"text": " ".join(f"w{i}" for i in range(60)), "label": 0}

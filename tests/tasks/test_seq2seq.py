@@ -4,21 +4,22 @@
 
 import dataclasses
 import json
-import pathlib
 import random
 
 import pytest
-from golden import Words, assert_equal, load, needs_vocabularies, tokenizer
 
 from glm_jax.data.bible import HELD_OUT_BOOKS
-from glm_jax.model import GLMConfig
-from glm_jax.tasks import baselines, generation, seq2seq
+from glm_jax.evaluation import baselines, generation
+from glm_jax.evaluation.results import Options
+from glm_jax.model.config import GLMConfig
+from glm_jax.tasks import seq2seq
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.evaluation import Options
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.infilling import InfillingTask
 from glm_jax.tasks.task import find
 from glm_jax.tokenizers import sentencepiece_tokenizer
+from tests.helpers.golden_tasks import Words, assert_equal, load, needs_vocabularies, tokenizer
+from tests.helpers.paths import ROOT
 
 RECORDS = load("seq2seq_samples.json")
 NAMES = {"ids": "text", "sep": "attention_mask", "targets": "target"}
@@ -231,7 +232,7 @@ def test_readers(tmp_path):
 
 
 def test_words_to_copy_are_those_of_the_verses_in_another_order():
-    task = find(str(pathlib.Path(__file__).parents[2] / "configs/tasks/copied_words.py"))
+    task = find(str(ROOT / "configs/tasks/copied_words.py"))
     for copied, verse in zip(read(task.source, "test", 20), read(seq2seq.verse_pairs, "test", 20), strict=True):
         words, modern = copied.fields["source"].split(), verse.fields["target"].split()
         assert copied.fields["target"] == copied.fields["source"]

@@ -3,18 +3,18 @@
 import json
 
 import pytest
-from golden import Words
 
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import read
-from glm_jax.tasks.prompts import MASK, P, PromptEncoder, Q
+from glm_jax.tasks.prompts import MASK, PromptEncoder, Truncatable, TruncateLast
 from glm_jax.tasks.task import find, from_settings, named_prompt, written_pattern
+from tests.helpers.golden_tasks import Words
 
 
 def test_written_patterns():
     parts = written_pattern("News: {title} {body!q} Topic: [MASK].")({"title": "T", "body": "B", "other": 1})
     assert parts == ["News:", " T", " B", " Topic:", MASK, "."]
-    assert [type(part) for part in parts] == [str, P, Q, str, type(MASK), str]
+    assert [type(part) for part in parts] == [str, Truncatable, TruncateLast, str, type(MASK), str]
     assert written_pattern("{a}[MASK] {{x}}")({"a": "A"}) == ["A", MASK, " {x}"]
     assert written_pattern("[MASK] {a}")({"a": "A"}) == [MASK, " A"]
     with pytest.raises(TaskError, match=r"needs one \[MASK\], but 'x' has 0"):

@@ -9,7 +9,7 @@ PIECES = ["[PAD]", "a.", "b", "c；", "…d", "e\n", ".com", "。", "x"]  # noqa
 class Words(Tokenizer):
     """The words of PIECES; every special token stands for the first of them, and eos for the last mark."""
 
-    num_pieces, vocab_multiple = len(PIECES), 4
+    num_tokens, pad_vocab_to_multiple_of = len(PIECES), 4
     special = SpecialTokens(0, 7, 0, 0, 0, 0, 0, 0, 0)
 
     def encode(self, text):
@@ -18,7 +18,7 @@ class Words(Tokenizer):
     def decode(self, ids, *, print_special=False):
         return " ".join(PIECES[i] for i in ids)
 
-    def id_to_piece(self, token_id):
+    def id_to_token(self, token_id):
         return PIECES[token_id]
 
     def fingerprint(self):
@@ -38,7 +38,7 @@ def test_sentence_ends_by_the_piece_but_never_a_special_token():
 @pytest.mark.parametrize(("multiple", "size"), [(1, 9), (4, 12), (9, 9), (128, 128)])
 def test_padded_vocabulary(multiple, size):
     words = Words()
-    words.vocab_multiple = multiple
+    words.pad_vocab_to_multiple_of = multiple
     assert words.vocab_size == size
 
 

@@ -15,8 +15,8 @@ from glm_jax.tokenizers.byte_bpe import ByteBPETokenizer, gpt2_commands, roberta
 from glm_jax.tokenizers.chinese_sentencepiece import ChineseSentencePieceTokenizer, chinese_commands
 from glm_jax.tokenizers.released import Command
 from glm_jax.tokenizers.wordpiece import WordPieceTokenizer, bert_commands
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 ASSETS = pathlib.Path(os.environ.get("GLM_JAX_ASSETS", ROOT.parent / "shared")) / "tokenizers"
 GOLDEN = json.loads((ROOT / "tests/golden/tokenizers.json").read_text())
 
@@ -46,7 +46,7 @@ def build(variant):
 @pytest.mark.parametrize("variant", GOLDEN)
 def test_golden(variant):
     golden, tokenizer = GOLDEN[variant], build(variant)
-    assert tokenizer.num_pieces == golden["num_tokens"]
+    assert tokenizer.num_tokens == golden["num_tokens"]
     assert tokenizer.vocab_size == golden["padded_128"]
     assert [[c.name, c.text, c.id, c.lstrip, False] for c in tokenizer.commands] == golden["commands"]
     for row in golden["rows"]:
@@ -100,11 +100,11 @@ def test_legacy_switch(tmp_path):
 @needs_vocabularies
 def test_names_of_ids():
     tokenizer = build("chinese, block, task_mask")
-    assert tokenizer.id_to_piece(50007) == "[gMASK]"
+    assert tokenizer.id_to_token(50007) == "[gMASK]"
     assert tokenizer.piece_under(50007) is None
-    assert tokenizer.id_to_piece(50047) == "[UNUSED50047]"
+    assert tokenizer.id_to_token(50047) == "[UNUSED50047]"
     roberta = build("roberta, block")
-    assert (roberta.id_to_piece(50264), roberta.piece_under(50264)) == ("[MASK]", "<mask>")
+    assert (roberta.id_to_token(50264), roberta.piece_under(50264)) == ("[MASK]", "<mask>")
     for bad in (-1, 50048):
         with pytest.raises(TokenizerError, match=str(bad)):
             tokenizer.decode([bad])
@@ -213,7 +213,7 @@ def test_impossible_command_tokens(commands, match):
     vocabulary = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na"
     with pytest.raises(TokenizerError, match=match):
         WordPieceTokenizer(vocabulary, commands)
-    with pytest.raises(TokenizerError, match="vocab_multiple"):
+    with pytest.raises(TokenizerError, match="pad_vocab_to_multiple_of"):
         WordPieceTokenizer(vocabulary, [], 0)
 
 

@@ -30,13 +30,13 @@ def exact():
 
 def test_special_tokens_are_nine_distinct_ids(folding):
     assert len(set(folding.special_ids())) == 9
-    assert folding.id_to_piece(folding.special.generation_mask) == "[gMASK]"
-    assert folding.id_to_piece(folding.special.start) == "<|startofpiece|>"
+    assert folding.id_to_token(folding.special.generation_mask) == "[gMASK]"
+    assert folding.id_to_token(folding.special.start) == "<|startofpiece|>"
 
 
 def test_vocabulary_is_padded(folding):
-    assert (folding.num_pieces, folding.vocab_size) == (330, 384)
-    assert folding.id_to_piece(383) == "[UNUSED383]"
+    assert (folding.num_tokens, folding.vocab_size) == (330, 384)
+    assert folding.id_to_token(383) == "[UNUSED383]"
     assert folding.decode([383]) == ""
 
 
@@ -69,7 +69,7 @@ def test_prompt_masks_become_ids_and_swallow_the_space_before(folding):
     assert ids[-len(dog) :] == whole[-len(dog) :]  # as in running text
     assert folding.encode_prompt("[sMASK] [gMASK]") == [special.sentence_mask, special.generation_mask]
     inside = folding.encode_prompt("[MASK]izards")
-    assert not folding.id_to_piece(inside[1]).startswith("▁")
+    assert not folding.id_to_token(inside[1]).startswith("▁")
 
 
 @pytest.mark.parametrize("prompt", ["the [MASK] fox", "[gMASK]", "a[MASK]x  y [sMASK]. dog", "dog\n[MASK]\nfox [MASK]"])
@@ -97,7 +97,7 @@ def test_sentence_ends(folding, exact):
     assert not ends[list(folding.special_ids())].any()
     assert exact.sentence_ends()[exact.encode("a\n")[-1]]
     assert folding.sentence_ends()[10 + ord("?")]  # the byte <0x3F> is a question mark
-    assert folding.id_to_piece(10 + ord("?")) == "<0x3F>"
+    assert folding.id_to_token(10 + ord("?")) == "<0x3F>"
 
 
 def test_save_and_load(folding, tmp_path):
@@ -130,7 +130,7 @@ def test_vocabulary_size_must_fit_the_corpus(model_type):
     with pytest.raises(TokenizerError, match="vocab_size 5000 is more than this corpus supports: at most") as error:
         train(5000)
     most = int(str(error.value).split()[-1])
-    assert train(most).num_pieces == most
+    assert train(most).num_tokens == most
     with pytest.raises(TokenizerError, match=r"vocab_size 100 has no room .* at least"):
         train(100)
 
@@ -160,7 +160,7 @@ def test_a_model_without_the_special_tokens_is_refused():
 def test_long_lines_take_part_in_the_training():
     line = " ".join(make_texts(8000))  # one line of more than a megabyte, which SentencePiece alone would skip
     tokenizer = sentencepiece_tokenizer.train([line.replace("\n", " ")], vocab_size=330)
-    assert "▁wizards" in [tokenizer.id_to_piece(i) for i in range(330)]
+    assert "▁wizards" in [tokenizer.id_to_token(i) for i in range(330)]
 
 
 def test_sampling_keeps_a_uniform_share():

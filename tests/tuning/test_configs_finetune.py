@@ -2,15 +2,14 @@
 
 import ast
 import importlib.util
-import pathlib
 
 import pytest
 
 from glm_jax import config as config_lib
-from glm_jax import program
-from glm_jax.tuning import subject
+from glm_jax.training import setup
+from glm_jax.tuning.task import check_keys, tasks_of
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs/finetune").glob("*.py"))
 SUPERGLUE = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
 ARGUMENTS = {
@@ -46,17 +45,17 @@ def test_every_file_is_tested():
 def test_config_builds(name, argument, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load(name, argument)
-    subject.check_keys(config)
-    task, *practice = subject.tasks_of(config)
+    check_keys(config)
+    task, *practice = tasks_of(config)
     assert [other.name for other in practice] == (["copied_words"] if name == "kjv_to_web" else [])
-    schedule = program.schedule_of(config, rows=10_000)
+    schedule = setup.resolve_durations(config, rows=10_000)
     epoch = -(-10_000 // config.batch_size)
-    count, unit = config.duration.split()
+    count, unit = config.train_duration.split()
     assert schedule.total == (int(count) if unit == "steps" else -(-int(count) * 10_000 // config.batch_size))
     assert schedule.evaluate == schedule.checkpoint == (1000 if name == "kjv_to_web" else epoch)
     assert (config.optimizer.weight_decay, config.schedule.name) in ((0.1, "linear"), (0.01, "linear"))
     if (name, argument) in PUBLISHED:
-        found = (config.duration, config.batch_size, config.schedule.peak, config.schedule.warmup)
+        found = (config.train_duration, config.batch_size, config.schedule.peak_lr, config.schedule.warmup)
         assert found == PUBLISHED[name, argument]
     if argument == "wsc":
         assert (config.loss, task.length_penalty, task.max_length) == ("mix", 1.0, 128)

@@ -1,0 +1,26 @@
+"""`python -m glm_jax VERB …`, also installed as `glm-jax VERB …`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "pretrain": "train a GLM on text by blank infilling",
+    "finetune": "train a checkpoint on tasks",
+    "evaluate": "score a checkpoint on tasks",
+    "generate": "fill blanks, or continue texts",
+    "convert": "copy a checkpoint to another format",
+    "prepare": "tokenize a config's corpora beforehand",
+    "plan": "memory and time of a step on a TPU topology, without the hardware",
+    "benchmark": "measure one part on this machine",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the verb that the first argument names with the others."""
+    verb, *rest = sys.argv[1:] if arguments is None else arguments
+    sys.argv = [f"glm-jax {verb}", *rest]  # where absl and ml_collections look
+    importlib.import_module(f"glm_jax.cli.common.{verb}").main(rest)
+
+
+if __name__ == "__main__":
+    main()

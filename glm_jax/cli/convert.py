@@ -1,0 +1,37 @@
+"""python -m glm_jax convert SRC DST --to {glm_jax,hub,megatron}: a model from one layout to another."""
+
+import argparse
+import pathlib
+
+from glm_jax.cli.common import log_to_stderr, one_line_errors
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads SRC, writes DST, prints what was read."""
+    parser = argparse.ArgumentParser(prog="python -m glm_jax convert", description=__doc__)
+    parser.add_argument("source", help="a folder of the original, of the hub or of a run; or a hub id")
+    parser.add_argument("destination", help="a new folder")
+    parser.add_argument("--to", required=True, choices=("glm_jax", "hub", "megatron"))
+    parser.add_argument("--model-parallel", type=int, default=1, metavar="N", help="shards of the megatron layout")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as in the source")
+    parser.add_argument("--num-heads", type=int, help="attention heads, for a megatron source of an unpublished size")
+    parser.add_argument("--gelu", choices=("tanh", "exact"), help="default: as the code that the source belongs to")
+    parser.add_argument("--tokenizer", help="folder with a tokenizer's files, where the source has none")
+    parser.add_argument("--no-fix-command-token", action="store_true", help="for the original's 10b-chinese")
+    options = parser.parse_args(arguments)
+    log_to_stderr()
+    with one_line_errors():
+        from glm_jax import interop
+
+        interop.check_new(pathlib.Path(options.destination))  # reading a large model takes minutes
+        loaded = interop.load(
+            options.source, num_heads=options.num_heads, gelu=options.gelu, tokenizer=options.tokenizer,
+            fix_command_token=not options.no_fix_command_token,
+        )  # fmt: skip
+        print(loaded.report)
+        notes = interop.export_loaded(
+            options.destination, options.to, loaded, options.dtype, model_parallel=options.model_parallel
+        )
+        for note in notes:
+            print(f"note: {note}")
+        print(f"wrote {options.destination} ({options.to})")

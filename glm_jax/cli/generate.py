@@ -1,0 +1,77 @@
+"""python -m glm_jax generate --checkpoint runs/quickstart --prompt "And God said, [MASK]." """
+
+import argparse
+import json
+import sys
+
+from glm_jax.cli.common import log_to_stderr, one_line_errors
+from glm_jax.training.host_memory import keep_freed_memory
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m glm_jax generate", description="Fill blanks, or continue texts.")
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a run (its --workdir), a released or converted checkpoint, or a hub id")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", action="append", help="text with [MASK], or to be continued; may be repeated")
+    what.add_argument("--prompts", metavar="FILE", help='jsonl, {"prompt": …} a line; needs --output')
+    what.add_argument("--interactive", action="store_true", help="type prompts; tokens appear as they are chosen")
+    add("--output", help="jsonl; lines that it has already are not done again")
+    add("--step", help="of a run: a number, 'latest' or 'best'; default: best of fine-tuning, latest of pretraining")
+    add("--tokenizer", help="folder of a tokenizer, for a checkpoint that has none")
+    add("--dtype", help="compute dtype, such as bfloat16; by default the run's, float32 for others")
+    add("--max-new-tokens", type=int, default=64, help="longest answer")
+    add("--order", default="left-to-right", help="of filling: right-to-left, random, or numbers such as 2,0,1")
+    add("--unidirectional", action="store_true", help="continue texts from left to right only")
+    add("--num-answers", type=int, default=1, help="samples, or hypotheses of a beam search")
+    add("--temperature", type=float, default=0.0, help="0 takes the most probable token")
+    add("--top-k", type=int, default=0, help="sample among the k most probable tokens")
+    add("--top-p", type=float, default=1.0, help="sample among the tokens that together reach p")
+    add("--num-beams", type=int, default=1, help="beam search")
+    add("--length-penalty", type=float, default=0.0, help="exponent of the length that divides a beam's score")
+    add("--min-new-tokens", type=int, default=0, help="shortest answer")
+    add("--no-repeat-ngram", type=int, default=0, help="no n-gram twice")
+    add("--seed", type=int, default=0, help="of sampling")
+    add("--batch-size", type=int, default=16, help="prompts at once")
+    add("--history-tokens", type=int, default=256, help="of an interactive session, put before a new line; 0 for none")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Answers prompts and prints or writes the filled texts."""
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    taken = ("checkpoint", "prompt", "prompts", "interactive", "output", "step", "tokenizer", "dtype")
+    options = {name: value for name, value in given.items() if name not in taken}
+    if bool(given["prompts"]) != bool(given["output"]):
+        parser.error("--prompts FILE and --output FILE belong together")
+    order = options["order"]
+    if order not in ("left-to-right", "right-to-left", "random"):
+        try:
+            options["order"] = tuple(map(int, order.split(",")))
+        except ValueError:
+            parser.error(f"--order {order!r}: give left-to-right, right-to-left, random, or numbers such as 2,0,1")
+    if given["interactive"] and given["num_answers"] != 1:
+        parser.error(f"--num-answers {given['num_answers']}: a conversation has one answer a line; leave it out")
+    log_to_stderr()
+    keep_freed_memory()
+    with one_line_errors():
+        from glm_jax.decoding import batch_inference
+        from glm_jax.interop.load import open_model
+
+        model = open_model(given["checkpoint"], step=given["step"], dtype=given["dtype"], tokenizer=given["tokenizer"])
+        history = options.pop("history_tokens")
+        if given["prompts"]:
+            batch_inference.answer_file(*model, given["prompts"], given["output"], **options)
+        elif given["interactive"]:
+            for name in ("num_answers", "batch_size"):
+                options.pop(name)
+            show = lambda text: print(text, end="", flush=True)  # noqa: E731
+            batch_inference.chat(*model, sys.stdin, show, history_tokens=history, **options)
+        else:
+            for filled in batch_inference.complete(*model, given["prompt"], **options):
+                print(filled.text)
+                for number, (answer, score) in enumerate(zip(filled.answers, filled.scores, strict=True), start=1):
+                    print(f"  blank {number} ({score:.2f}): {answer.strip()}")
+                for other in filled.alternatives:
+                    print("  or", json.dumps(other.answers, ensure_ascii=False), f"({sum(other.scores):.2f})")

@@ -1,0 +1,221 @@
+"""Prompts in, text out: every task as filling blanks (paper, section 2.3)."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glm_jax.decoding.decoder import Completion, Decoder
+from glm_jax.decoding.options import DecodingError, SamplingParams
+from glm_jax.decoding.prompts import EncodedPrompt, blank_ids, check_room, encode_continuation, encode_prompt
+from glm_jax.model.transformer import GLM
+from glm_jax.tokenizers.base import Tokenizer
+
+_DEFAULT_NEW_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A filled prompt.
+
+    text: the whole, answers in their places.
+    answers, scores: of each blank, in the order of the text; a score is the sum of the log-probabilities of the
+      answer's tokens and its end (natural logarithm); from beam search divided by length^length_penalty.
+    alternatives: the other answers asked for, by falling score.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    scores: tuple[float, ...]
+    alternatives: tuple["Filled", ...] = ()
+
+
+def fill(
+    model: GLM,
+    params,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence[str],
+    *,
+    max_new_tokens: int | None = None,
+    order: str | Sequence[int] = "left-to-right",
+    num_answers: int = 1,
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 16,
+    forbidden: Sequence[int | str] = (),
+    **strategy,
+) -> list[Filled]:
+    """Fills every blank ([MASK], [sMASK], [gMASK]) of each prompt. Greedy unless `strategy` says otherwise.
+
+    Args:
+      prompts: one text or several.
+      max_new_tokens: longest answer; None is 64, or what the model's positions allow.
+      order: in which blanks are filled, each seeing the answers before it: "left-to-right", "right-to-left", "random",
+        or numbers such as (2, 0, 1).
+      num_answers: how many fillings of a whole prompt: samples, or hypotheses of a beam search. The first is the best,
+        the others are its `alternatives`. With several blanks, samples fill all of them jointly; hypotheses differ in
+        the last one.
+      seed: for sampling: one for all, each prompt then drawing by its place in `prompts`; or one for each.
+      batch_size: prompts at once.
+      forbidden: ids, or texts of one token, that no answer may contain. Command tokens and padding rows of the
+        vocabulary never appear in answers.
+      strategy: fields of `glm_jax.decoding.Strategy`: temperature, top_k, top_p, num_beams, length_penalty,
+        min_new_tokens, no_repeat_ngram.
+
+    Raises PromptError for an empty prompt, one without a blank, with a mask that the model does not know, or longer
+    than the model's positions; DecodingError for options that contradict each other or the device's memory.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    encoded = [encode_prompt(tokenizer, text, order) for text in texts]
+    chosen = SamplingParams(**strategy, forbidden=suppressed_ids(tokenizer, forbidden))
+    return _run(
+        model, params, tokenizer, encoded, chosen,
+        max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
+    )  # fmt: skip
+
+
+def generate(
+    model: GLM,
+    params,
+    tokenizer: Tokenizer,
+    texts: str | Sequence[str],
+    *,
+    unidirectional: bool = False,
+    max_new_tokens: int | None = None,
+    num_answers: int = 1,
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 16,
+    forbidden: Sequence[int | str] = (),
+    **strategy,
+) -> list[Filled]:
+    """Continues each text as the answer to a [gMASK] behind it ([MASK] where the model has no [gMASK]).
+
+    `unidirectional` treats the text as the beginning of the answer instead, read from left to right only; it may then
+    be empty. Everything else as for `fill`.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    encoded = [encode_continuation(tokenizer, text, unidirectional=unidirectional) for text in texts]
+    chosen = SamplingParams(**strategy, forbidden=suppressed_ids(tokenizer, forbidden))
+    return _run(
+        model, params, tokenizer, encoded, chosen,
+        max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
+    )  # fmt: skip
+
+
+def stream(
+    model: GLM,
+    params,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    continuation: bool = False,
+    unidirectional: bool = False,
+    max_new_tokens: int | None = None,
+    order: str | Sequence[int] = "left-to-right",
+    seed: int = 0,
+    forbidden: Sequence[int | str] = (),
+    decoder: Decoder | None = None,
+    **strategy,
+) -> Iterator[tuple[int, str]]:
+    """Fills one prompt (or continues a text: `continuation`) and gives (blank, new text) as soon as tokens are chosen.
+
+    `blank` counts from 0 in the order of the text. Arguments as for `fill` and `generate`; no beam search. Pass a
+    `decoder` to prepare the parameters once for many prompts. Raises as `fill`, before the first piece.
+    """
+    if continuation:
+        encoded = encode_continuation(tokenizer, prompt, unidirectional=unidirectional)
+    else:
+        encoded = encode_prompt(tokenizer, prompt, order)
+    chosen = SamplingParams(**strategy, forbidden=suppressed_ids(tokenizer, forbidden))
+    if chosen.num_beams > 1:
+        raise DecodingError(f"num_beams={chosen.num_beams}: a beam search knows its words only at the end; use fill()")
+    max_new_tokens = _room(model, [encoded], max_new_tokens)
+    decoder = Decoder(model, params, tokenizer.special) if decoder is None else decoder
+    key = _keys([seed], 1)[0]
+    return _pieces(tokenizer, encoded, decoder.stream(encoded, chosen, max_new_tokens=max_new_tokens, key=key))
+
+
+def _pieces(tokenizer, prompt, tokens) -> Iterator[tuple[int, str]]:
+    rank = {column: i for i, column in enumerate(sorted(prompt.blanks))}
+    answer, shown, current = list(prompt.begun), tokenizer.decode(prompt.begun), 0
+    for blank, token, _ in itertools.chain(tokens, [(None, None, None)]):
+        if blank != current:  # the answer before was ended or cut: all of it is text now
+            text = tokenizer.decode(answer)
+            if len(text) > len(shown):
+                yield rank[prompt.blanks[current]], text[len(shown) :]
+            answer, shown, current = [], "", blank
+        if token is not None:
+            answer.append(token)
+            text = tokenizer.decode(answer)
+            # A character may need several tokens; until it is whole, it decodes to U+FFFD.
+            if len(text) > len(shown) and not text.endswith("\ufffd"):
+                yield rank[prompt.blanks[blank]], text[len(shown) :]
+                shown = text
+
+
+def _run(
+    model, params, tokenizer, prompts: list[EncodedPrompt], strategy, *, max_new_tokens, num_answers, seed, batch_size
+):
+    if num_answers < 1 or batch_size < 1:
+        raise DecodingError(f"num_answers {num_answers} and batch_size {batch_size} must be at least 1")
+    if strategy.num_beams > 1 and num_answers > strategy.num_beams:
+        raise DecodingError(
+            f"num_answers={num_answers} of num_beams={strategy.num_beams}: a search keeps only its beams"
+        )
+    if num_answers > 1 and strategy.num_beams == 1 and not strategy.temperature:
+        raise DecodingError(f"num_answers={num_answers} would all be equal: set temperature or num_beams")
+    if not prompts:
+        return []
+    max_new_tokens = _room(model, prompts, max_new_tokens)
+    if strategy.min_new_tokens > max_new_tokens:
+        raise DecodingError(f"min_new_tokens={strategy.min_new_tokens} is above max_new_tokens={max_new_tokens}")
+    keys = _keys(seed, len(prompts))
+    answers = Decoder(model, params, tokenizer.special).answer(
+        prompts, strategy, max_new_tokens=max_new_tokens, num_answers=num_answers, keys=keys, batch_size=batch_size
+    )
+    return [_filled(tokenizer, prompt, found) for prompt, found in zip(prompts, answers, strict=True)]
+
+
+def _room(model, prompts, max_new_tokens):
+    if max_new_tokens is None:
+        longest = max(len(prompt.begun) for prompt in prompts)
+        max_new_tokens = max(1, min(_DEFAULT_NEW_TOKENS, model.config.num_positions - 2 - longest))
+    check_room(prompts, model.config, max_new_tokens)
+    return max_new_tokens
+
+
+def _keys(seed, count):
+    if isinstance(seed, (int, np.integer)):
+        key = jax.random.key(int(seed))
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    if len(seed) != count:
+        raise DecodingError(f"{len(seed)} seeds for {count} prompts: give one for each, or one for all")
+    return jnp.stack([jax.random.fold_in(jax.random.key(int(s)), 0) for s in seed])
+
+
+def suppressed_ids(tokenizer: Tokenizer, more: Sequence[int | str] = ()) -> tuple[int, ...]:
+    """Ids that mean nothing in a text, command tokens and padding rows; and `more`, ids or texts of one token."""
+    special = tokenizer.special
+    commands = {special.pad, special.cls, special.start, special.block_mask, *blank_ids(special)}
+    commands -= {special.end, special.eos}
+    ids = commands | set(range(tokenizer.num_tokens, tokenizer.vocab_size))
+    for item in more:
+        tokens = [int(item)] if isinstance(item, (int, np.integer)) else tokenizer.encode(item)
+        if len(tokens) != 1:
+            raise DecodingError(f"forbidden {item!r} is {len(tokens)} tokens: only single tokens can be forbidden")
+        ids.add(tokens[0])
+    return tuple(sorted(ids))
+
+
+def _filled(tokenizer, prompt: EncodedPrompt, found: list[Completion]) -> Filled:
+    best, *others = (_one(tokenizer, prompt, answers) for answers in found)
+    return dataclasses.replace(best, alternatives=tuple(others))
+
+
+def _one(tokenizer, prompt, answers) -> Filled:
+    masks, remaining, whole = blank_ids(tokenizer.special), iter(answers.tokens), []
+    for token in prompt.part_a:
+        whole.extend([*prompt.begun, *next(remaining)] if token in masks else [token])
+    return Filled(tokenizer.decode(whole), tuple(map(tokenizer.decode, answers.tokens)), answers.scores)

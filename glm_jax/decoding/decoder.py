@@ -1,0 +1,284 @@
+"""Answers for encoded prompts: batches of prompts of similar length, through the compiled programs, and back."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from glm_jax.decoding import beam_search, sampling, steps
+from glm_jax.decoding.options import DecodingError, SamplingParams
+from glm_jax.decoding.prompts import EncodedPrompt
+from glm_jax.distributed import sharding
+from glm_jax.model.transformer import GLM
+from glm_jax.tokenizers.special import SpecialTokens
+
+_SMALLEST_BUCKET = 32
+
+encode = jax.jit(steps.encode, static_argnames="config")
+init_state = jax.jit(sampling.init_state, static_argnames="max_new_tokens")
+decode_loop = jax.jit(
+    sampling.decode_loop,
+    static_argnames=("config", "shape", "start", "stops", "max_new_tokens", "feed_truncated_token"),
+    donate_argnames="writing",
+)
+search = jax.jit(
+    beam_search.search,
+    static_argnames=("config", "shape", "num_beams", "max_new_tokens", "start", "stops", "count_positions"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One answer a blank, in the order in which the blanks stand in the text.
+
+    `scores` are sums of the log-probabilities that the model gives to the tokens of an answer, its end included
+    (natural logarithm); from beam search, those divided by length^λ, end not counted.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    scores: tuple[float, ...]
+
+
+def bucket(length: int) -> int:
+    """`length` rounded up to a power of two, or to one and a half of one: at most a third of it is padding."""
+    if length <= _SMALLEST_BUCKET:
+        return _SMALLEST_BUCKET
+    power = 1 << (length - 1).bit_length()
+    return power * 3 // 4 if length <= power * 3 // 4 else power
+
+
+def rows_of(count: int, mesh: Mesh | None) -> int:
+    """Rows of a batch of `count` prompts: a power of two, so that few shapes are compiled, and a multiple of what the
+    mesh needs."""
+    shards = 1 if mesh is None else sharding.batch_shards(mesh)
+    rows = 1 << (count - 1).bit_length()
+    return -(-rows // shards) * shards
+
+
+class Decoder:
+    """A model ready to write: parameters prepared once, programs compiled once per bucket and kept by JAX.
+
+    Raises DecodingError when parameters and caches exceed the memory of the devices.
+    """
+
+    def __init__(self, model: GLM, params: Any, special: SpecialTokens):
+        self.config, self.special = model.config, special
+        self.mesh = _mesh_of(params)
+        self.stops = tuple(sorted({special.end, special.eos}))
+        with self.active():
+            self.params = steps.prepare(params, config=self.config, unrolled=steps.decode_unrolled())
+
+    def active(self):
+        """Context in which the parameters' mesh and the sharding rules hold."""
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        stack = contextlib.ExitStack()
+        stack.enter_context(jax.set_mesh(self.mesh))
+        stack.enter_context(sharding.logical_axis_rules())
+        return stack
+
+    def answer(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        strategy: SamplingParams,
+        *,
+        max_new_tokens: int,
+        num_answers: int = 1,
+        keys: Any,
+        batch_size: int = 16,
+    ) -> list[list[Completion]]:
+        """`num_answers` for each prompt, the best first. `keys` is one PRNG key a prompt.
+
+        Prompts of similar length share a batch of `batch_size` at most; what a prompt gets does not depend on the
+        others.
+        """
+        results: list[list[Completion]] = [[] for _ in prompts]
+        self._check_memory(prompts, max(num_answers, strategy.num_beams), max_new_tokens, batch_size)
+        with self.active():
+            for rows in self._batches(prompts, batch_size):
+                chosen = [prompts[i] for i in rows]
+                if strategy.num_beams > 1:
+                    found = self._beams(chosen, strategy, max_new_tokens, num_answers)
+                else:
+                    found = self._write(chosen, strategy, max_new_tokens, num_answers, keys[np.array(rows)])
+                for row, answers in zip(rows, found, strict=True):
+                    results[row] = answers
+        return results
+
+    def stream(
+        self, prompt: EncodedPrompt, strategy: SamplingParams, *, max_new_tokens: int, key: Any
+    ) -> Iterator[tuple[int, int | None, float]]:
+        """Tokens of one prompt as they are chosen: (blank in order of filling, token or None at its end, score)."""
+        self._check_memory([prompt], 1, max_new_tokens, 1)
+        values = strategy.values(self.config.vocab_size)
+        with self.active():
+            context, columns, writing = self._begin([prompt], max_new_tokens, 1, key[None])
+        for step in range(writing.tokens.shape[-1]):
+            with self.active():
+                writing = self._go_on(context, columns, writing, jnp.int32(step + 1), strategy, values, max_new_tokens)
+            record = (writing.tokens, writing.blanks, writing.log_probs, writing.live)
+            token, blank, score, live = (a[0, 0] for a in jax.device_get(record))
+            if blank[step] >= 0:
+                stopped = int(token[step]) in self.stops
+                yield int(blank[step]), None if stopped else int(token[step]), float(score[step])
+            if not live:
+                return
+
+    def _batches(self, prompts, batch_size):
+        order = sorted(range(len(prompts)), key=lambda i: (bucket(_context_length(prompts[i])), len(prompts[i].blanks)))
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i in order:
+            blanks = 1 << (len(prompts[i].blanks) - 1).bit_length()
+            groups.setdefault((bucket(_context_length(prompts[i])), blanks), []).append(i)
+        for rows in groups.values():
+            for at in range(0, len(rows), batch_size):
+                yield rows[at : at + batch_size]
+
+    def _encode(self, prompts, parts_b):
+        """Context of Part A and of what is already written of Part B: lists of (token, position, place)."""
+        rows, special = rows_of(len(prompts), self.mesh), self.special
+        width = bucket(max(len(p.part_a) + len(b) for p, b in zip(prompts, parts_b, strict=True)))
+        tokens, positions, places = (np.full((rows, width), fill, np.int32) for fill in (special.pad, 0, 0))
+        prefix, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        for row, (prompt, part_b) in enumerate(zip(prompts, parts_b, strict=True)):
+            n, whole = len(prompt.part_a), len(prompt.part_a) + len(part_b)
+            prefix[row], lengths[row] = n, whole
+            tokens[row, :n], positions[row, :n] = prompt.part_a, np.arange(n)
+            if part_b:
+                tokens[row, n:whole], positions[row, n:whole], places[row, n:whole] = np.array(part_b).T
+        return encode(self.params, tokens, positions, places, prefix, lengths, config=self.config)
+
+    def _begin(self, prompts, max_new_tokens, num_answers, keys):
+        rows, start = rows_of(len(prompts), self.mesh), self.special.start
+        most = 1 << (max(len(p.blanks) for p in prompts) - 1).bit_length()
+        columns = np.full((rows, most), -1, np.int32)
+        first, before = np.full(rows, start, np.int32), np.zeros(rows, np.int32)
+        parts_b = []
+        for row, prompt in enumerate(prompts):
+            columns[row, : len(prompt.blanks)] = prompt.blanks
+            given = (start, *prompt.begun)
+            first[row], before[row] = given[-1], len(given) - 1
+            parts_b.append(_laid_out(given[:-1], prompt.blanks[0]))
+        keys = jnp.concatenate([keys, jnp.broadcast_to(keys[:1], (rows - len(prompts),))])
+        keys = jax.vmap(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_answers)))(keys)
+        context = self._encode(prompts, parts_b)
+        return context, columns, init_state(context, columns, keys, first, before, max_new_tokens=max_new_tokens)
+
+    def _go_on(self, context, columns, writing, limit, strategy, values, max_new_tokens):
+        return decode_loop(
+            self.params, context, columns, writing, limit, values, config=self.config, shape=strategy.shape(),
+            start=self.special.start, stops=self.stops, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+
+    def _write(self, prompts, strategy, max_new_tokens, num_answers, keys):
+        context, columns, writing = self._begin(prompts, max_new_tokens, num_answers, keys)
+        values = strategy.values(self.config.vocab_size)
+        limit = jnp.int32(writing.tokens.shape[-1])
+        writing = self._go_on(context, columns, writing, limit, strategy, values, max_new_tokens)
+        record = jax.device_get((writing.tokens, writing.blanks, writing.log_probs))
+        found = []
+        for row, prompt in enumerate(prompts):
+            answers = [self._gather(prompt, *(a[row, n] for a in record)) for n in range(num_answers)]
+            found.append(sorted(answers, key=lambda a: -sum(a.scores)))
+        return found
+
+    def _gather(self, prompt, tokens, blanks, log_probs) -> Completion:
+        tokens_of, score_of = [[] for _ in prompt.blanks], [0.0] * len(prompt.blanks)
+        for token, blank, log_prob in zip(tokens.tolist(), blanks.tolist(), log_probs.tolist(), strict=True):
+            if blank >= 0:
+                score_of[blank] += log_prob
+                if token not in self.stops:
+                    tokens_of[blank].append(token)
+        return _in_text_order(prompt, tokens_of, score_of)
+
+    def _beams(self, prompts, strategy, max_new_tokens, num_answers):
+        """One blank after another: each sees the best answers to those before; alternatives differ in the last."""
+        if any(prompt.begun for prompt in prompts):
+            raise DecodingError("beam search cannot go on with a begun answer: use unidirectional=False or num_beams=1")
+        values = strategy.values(self.config.vocab_size)
+        parts_b: list[list] = [[] for _ in prompts]
+        best = [([], []) for _ in prompts]  # tokens and scores of the blanks searched so far
+        results: list[list[Completion]] = [[] for _ in prompts]
+        for number in range(max(len(p.blanks) for p in prompts)):
+            rows = [i for i, prompt in enumerate(prompts) if number < len(prompt.blanks)]
+            context = self._encode([prompts[i] for i in rows], [parts_b[i] for i in rows])
+            columns = np.zeros(context.lengths.shape, np.int32)
+            columns[: len(rows)] = [prompts[i].blanks[number] for i in rows]
+            found = search(
+                self.params, context, columns, values, config=self.config, shape=strategy.shape(),
+                num_beams=strategy.num_beams, max_new_tokens=max_new_tokens, start=self.special.start,
+                stops=self.stops,
+            )  # fmt: skip
+            found = jax.device_get(found)
+            for at, i in enumerate(rows):
+                options = {}  # an answer may have been found with either stop: the better one counts
+                for tokens, length, value in zip(found.tokens[at], found.lengths[at], found.values[at], strict=True):
+                    if np.isfinite(value):
+                        options.setdefault(tuple(tokens[:length].tolist()), float(value))
+                options = list(options.items())
+                if number == len(prompts[i].blanks) - 1:
+                    earlier, scores = best[i]
+                    results[i] = [
+                        _in_text_order(prompts[i], [*earlier, tokens], [*scores, score])
+                        for tokens, score in options[:num_answers]
+                    ]
+                else:
+                    tokens, score = options[0]
+                    best[i][0].append(tokens)
+                    best[i][1].append(score)
+                    parts_b[i] += _laid_out((self.special.start, *tokens), prompts[i].blanks[number])
+        return results
+
+    def _check_memory(self, prompts, width, max_new_tokens, batch_size):
+        limit = _memory_limit()
+        if not prompts or limit is None:
+            return
+        rows = rows_of(min(batch_size, len(prompts)), self.mesh)
+        blanks = max(len(p.blanks) for p in prompts)
+        context = bucket(max(map(_context_length, prompts)))
+        cache = steps.cache_bytes(self.config, rows, width, context, blanks * (max_new_tokens + 1))
+        logits = 4 * 4 * rows * width * self.config.vocab_size
+        limit *= 1 if self.mesh is None else self.mesh.size
+        if cache + logits > limit:
+            raise DecodingError(
+                f"{rows} prompts with {width} beams or answers of {blanks * (max_new_tokens + 1)} tokens need "
+                f"{(cache + logits) / 2**30:,.1f} GiB for keys, values and logits ({cache + logits:,} bytes), but "
+                f"{limit / 2**30:,.1f} GiB are left: lower batch_size ({batch_size}), num_beams, num_answers or "
+                "max_new_tokens"
+            )
+
+
+def _context_length(prompt):
+    return len(prompt.part_a) + len(prompt.begun)
+
+
+def _laid_out(tokens, column) -> list[tuple[int, int, int]]:
+    return [(token, column, place) for place, token in enumerate(tokens, start=1)]
+
+
+def _in_text_order(prompt, tokens, scores) -> Completion:
+    order = sorted(range(len(prompt.blanks)), key=lambda i: prompt.blanks[i])
+    return Completion(tuple(tuple(tokens[i]) for i in order), tuple(float(scores[i]) for i in order))
+
+
+def _mesh_of(params):
+    placed = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return placed.mesh if isinstance(placed, NamedSharding) and placed.mesh.size > 1 else None
+
+
+def _memory_limit() -> int | None:
+    """Bytes that are left on a device; on CPU the machine's memory."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

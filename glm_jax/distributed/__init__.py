@@ -1,0 +1,1 @@
+"""Meshes, sharding, accelerators, and the processes of a job."""

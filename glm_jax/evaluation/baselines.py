@@ -1,0 +1,131 @@
+"""What a number stands beside: the most frequent class, a linear model of counted words, the source as it is.
+
+The linear model is logistic regression on TF-IDF of words and pairs of neighbours, the usual first thing to beat on
+short texts (Jurafsky and Martin, Speech and Language Processing, chapters 5 and 6).
+"""
+
+import collections
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from glm_jax.evaluation.generation import as_lines
+from glm_jax.evaluation.results import Options, Result, result_of
+from glm_jax.tasks.examples import Example, read
+from glm_jax.tasks.prompts import Mark
+from glm_jax.tasks.seq2seq import Seq2SeqTask
+from glm_jax.tasks.task import AnyTask, Task, named_example
+
+PENALTY = 0.1  # of the squared weights: half of it for every training example's nat
+_WORD = re.compile(r"\b\w\w+\b")
+
+
+def baselines(task: AnyTask, options: Options, train_split: str = "train") -> list[Result]:
+    """The results of what needs no model, on the examples of `options`.
+
+    With fixed classes: `majority` and `TF-IDF`, which learn from `train_split`; they read what the prompt writes. Of
+    sequence to sequence: `copy`, the source as the answer. Of other tasks: none.
+    Raises TaskError for a split or an example that cannot be used.
+    """
+    if isinstance(task, Seq2SeqTask):
+        examples = read(task.source, options.split, options.limit)
+        return [_copied(task, examples, options)] if "source" in examples[0].fields else []
+    if not isinstance(task, Task) or task.prompt.verbalizer is None or task.prompt.per_candidate:
+        return []
+    known, asked = read(task.source, train_split), read(task.source, options.split, options.limit)
+    classes = len(task.prompt.verbalizer)
+    labels = np.array([named_example(e, task.prompt.label_index, e.label, e.fields) for e in known], np.int32)
+    counts = np.bincount(labels, minlength=classes).tolist()
+    scores = {
+        "majority": [counts] * len(asked),
+        "TF-IDF": linear_scores([_text(task, e) for e in known], labels, [_text(task, e) for e in asked], classes),
+    }
+    nothing = (False,) * classes
+    return [
+        result_of(task, asked, [(row, nothing) for row in rows], options, f"{task.name}, {kind}")
+        for kind, rows in scores.items()
+    ]
+
+
+def _text(task: Task, example: Example) -> str:
+    parts = named_example(example, task.prompt.pattern, example.fields)
+    return "".join(" " if isinstance(part, Mark) else part for part in parts)
+
+
+def _copied(task, examples, options):
+    texts, references = ([e.fields[name] for e in examples] for name in ("source", "target"))
+    numbers = task.score([as_lines(text) for text in texts], [as_lines(text) for text in references])
+    rows = [
+        {"id": e.id, "split": options.split, "prediction": text, "reference": reference}
+        for e, text, reference in zip(examples, texts, references, strict=True)
+    ]
+    return Result(f"{task.name}, copy", options.split, len(examples), numbers, rows)
+
+
+def linear_scores(
+    known: Sequence[str], labels: Int[np.ndarray, "N"], asked: Sequence[str], classes: int
+) -> list[list[float]]:
+    """Log-probabilities of the classes of every text `asked`, by logistic regression on the texts `known`.
+
+    A feature is a word of at least two characters, or a pair of neighbours, in lower case; its value is
+    (1 + log count) · (1 + log((1 + N) / (1 + texts that have it))), and a text's features have length 1 together.
+    """
+    counted = [collections.Counter(_features(text)) for text in known]
+    texts_with = collections.Counter(itertools.chain.from_iterable(counted))
+    number = {feature: i for i, feature in enumerate(texts_with)}
+    rarity = np.array([1 + np.log((1 + len(known)) / (1 + n)) for n in texts_with.values()], np.float32)
+    training = _vectors(counted, number, rarity)
+    weights = _fit(*training, jnp.asarray(labels), len(number), classes)
+    others = _vectors([collections.Counter(_features(text)) for text in asked], number, rarity)
+    return np.asarray(jax.nn.log_softmax(_logits(weights, *others))).tolist()
+
+
+def _features(text):
+    words = _WORD.findall(text.lower())
+    return [*words, *itertools.pairwise(words)]
+
+
+def _vectors(counted, number, rarity):
+    """Sparse rows of one width: numbers of features, and their values; 0 where a text has fewer."""
+    rows = [[(number[f], 1 + np.log(n)) for f, n in counts.items() if f in number] for counts in counted]
+    width = max(1, *map(len, rows))
+    index, values = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.float32)
+    for i, row in enumerate(rows):
+        if row:
+            index[i, : len(row)], values[i, : len(row)] = zip(*row, strict=True)
+    values *= rarity[index]
+    return jnp.asarray(index), jnp.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9))
+
+
+def _logits(weights: Any, index: Int[Array, "N W"], values: Float[Array, "N W"]) -> Float[Array, "N C"]:
+    return jnp.einsum("nwc,nw->nc", weights["kernel"][index], values) + weights["bias"][None]
+
+
+def _fit(index, values, labels, features, classes, steps=200):
+    def loss(weights):
+        losses = optax.softmax_cross_entropy_with_integer_labels(_logits(weights, index, values), labels)
+        return losses.sum() + 0.5 * PENALTY * (weights["kernel"] ** 2).sum()
+
+    optimizer = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    @jax.jit
+    def step(weights, state):
+        value, gradient = value_and_grad(weights, state=state)
+        updates, state = optimizer.update(gradient, state, weights, value=value, grad=gradient, value_fn=loss)
+        return optax.apply_updates(weights, updates), state, optax.tree.norm(gradient)
+
+    weights = {"kernel": jnp.zeros((features, classes)), "bias": jnp.zeros(classes)}
+    state = optimizer.init(weights)
+    for _ in range(steps):
+        weights, state, norm = step(weights, state)
+        if norm < 1e-3 * len(labels) ** 0.5:
+            break
+    return weights

@@ -1,0 +1,1 @@
+"""The network: config, layers, attention and its kernels, losses, heads."""

@@ -1,0 +1,101 @@
+"""The one structure that passes from the corruption to the model and the loss."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax.numpy as jnp
+
+Leaf = Any  # a pytree is mapped over, so its leaves are not always arrays: shapes stand beside each field
+
+
+class Slot(NamedTuple):
+    """The place of one example in a row of the model. All of it is known when the step is compiled."""
+
+    columns: int  # of the row's T
+    targets: int  # of the row's K
+    longest_prefix: int | None = None  # no Part A is longer; None: it may fill the slot
+
+
+def slot_slices(slots: Sequence[Slot]) -> Iterator[tuple[slice, slice]]:
+    """Where each slot lies in a row: its columns of T, and its slots of K."""
+    column = target = 0
+    for slot in slots:
+        yield slice(column, column + slot.columns), slice(target, target + slot.targets)
+        column, target = column + slot.columns, target + slot.targets
+
+
+@flax.struct.dataclass
+class Batch:
+    """Examples ready for the model: Part A, then Part B, then padding (paper, section 2.1).
+
+    Lengths are explicit: padding is what lies behind `prefix_lengths` + the used targets, never a token id.
+    Only Part B is predicted, so targets are gathered to a static width K; unused slots have weight 0 and index 0.
+
+    Where `slots` names P > 1 of them, a row holds P examples side by side, blind to each other: T and K are sums over
+    the slots, `prefix_lengths` and `objective` are [B P], and an unused slot points to the first column of its slot.
+    """
+
+    tokens: Leaf  # int32 [B T]
+    position_ids: Leaf  # int32 [B T], where the token, or its blank, stands in Part A
+    block_position_ids: Leaf  # int32 [B T], 0 in Part A; 1, 2, … inside a blank
+    prefix_lengths: Leaf  # int32 [B], length of Part A
+    target_index: Leaf  # int32 [B K], the column of `tokens` whose output predicts the target
+    target_ids: Leaf  # int32 [B K]
+    target_weights: Leaf  # float32 [B K]
+    target_source: Leaf  # int32 [B K], where the target stood in the raw row; L for an end token
+    objective: Leaf  # int32 [B], index into `corruption.OBJECTIVES`
+    # int32 [B T], which of several texts a token belongs to (from 1; 0: to all of them); None: there is one a row
+    segment_ids: Leaf = None
+    slots: tuple[Slot, ...] | None = flax.struct.field(pytree_node=False, default=None)  # None: one example a row
+
+    def target_objective(self) -> Leaf:
+        """The objective of each target, int32 [B K]."""
+        own = [jnp.broadcast_to(part.objective[:, None], part.target_ids.shape) for part in self.unpack()]
+        return jnp.concatenate(own, axis=1)
+
+    def unpack(self) -> list["Batch"]:
+        """A batch for each slot, as they were before `pack_objectives`."""
+        if self.slots is None or len(self.slots) == 1:
+            return [self]
+        return [
+            Batch(
+                tokens=self.tokens[:, columns],
+                position_ids=self.position_ids[:, columns],
+                block_position_ids=self.block_position_ids[:, columns],
+                prefix_lengths=self.prefix_lengths[:, number],
+                target_index=self.target_index[:, targets] - columns.start,
+                target_ids=self.target_ids[:, targets],
+                target_weights=self.target_weights[:, targets],
+                target_source=self.target_source[:, targets],
+                objective=self.objective[:, number],
+                segment_ids=None if self.segment_ids is None else self.segment_ids[:, columns],
+                slots=(self.slots[number],),
+            )
+            for number, (columns, targets) in enumerate(slot_slices(self.slots))
+        ]
+
+
+def pack_objectives(parts: Sequence[Batch]) -> Batch:
+    """One batch whose rows hold a row of each part; every part says its one slot."""
+    slots = tuple(slot for part in parts for slot in part.slots)
+
+    def joined(name):
+        return jnp.concatenate([getattr(part, name) for part in parts], axis=1)
+
+    return Batch(
+        tokens=joined("tokens"),
+        position_ids=joined("position_ids"),
+        block_position_ids=joined("block_position_ids"),
+        prefix_lengths=jnp.stack([part.prefix_lengths for part in parts], axis=1),
+        target_index=jnp.concatenate(
+            [part.target_index + columns.start for part, (columns, _) in zip(parts, slot_slices(slots), strict=True)],
+            axis=1,
+        ),
+        target_ids=joined("target_ids"),
+        target_weights=joined("target_weights"),
+        target_source=joined("target_source"),
+        objective=jnp.stack([part.objective for part in parts], axis=1),
+        segment_ids=None if parts[0].segment_ids is None else joined("segment_ids"),
+        slots=slots,
+    )

@@ -1,0 +1,278 @@
+"""From a config to the functions that a device runs. Training, planning and benchmarks all get them here."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from glm_jax import config as config_lib
+from glm_jax.corruption.config import CorruptionConfig
+from glm_jax.distributed import sharding
+from glm_jax.distributed.mesh import make_mesh
+from glm_jax.model.attention import check_backend
+from glm_jax.model.batch import Batch
+from glm_jax.model.config import GLMConfig, check_lengths
+from glm_jax.model.transformer import GLM, init_params, parameter_count
+from glm_jax.tokenizers.special import SpecialTokens
+from glm_jax.training import durations, optimizer
+from glm_jax.training.train_step import (
+    Objective,
+    Sums,
+    TokenRows,
+    TrainState,
+    blank_infilling,
+    init_state,
+    make_corrupt,
+    make_eval_step,
+    make_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSchedule:
+    """A run's durations in optimizer steps."""
+
+    total: int
+    decay: int
+    warmup: int
+    log: int
+    evaluate: int
+    show: int
+    checkpoint: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSetup:
+    """The compiled-on-first-use functions of a run and what they need. Call them inside `activate()`."""
+
+    model: GLM
+    corruption: CorruptionConfig | None  # None where rows are not corrupted: fine-tuning
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    rules: sharding.Rules
+    shardings: TrainState  # of NamedShardings
+    abstract_state: TrainState  # of jax.ShapeDtypeStructs with shardings
+    init: Callable[[jax.Array], TrainState]
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # rows: of the run's objective
+    eval_step: Callable[[Any, Any], Sums] | None
+    corrupt: Callable[[TokenRows], Batch] | None  # as the training step does
+    corrupt_held_out: Callable[[TokenRows], Batch] | None  # validation's own randomness: the same in every evaluation
+
+    def activate(self):
+        """Context in which mesh and sharding rules hold."""
+        return _active(self.mesh, self.rules)
+
+
+@contextlib.contextmanager
+def _active(mesh, rules):
+    with jax.set_mesh(mesh), sharding.logical_axis_rules(rules):
+        yield
+
+
+def corruption_config(config: ConfigDict) -> CorruptionConfig:
+    """The run's corruption; its position table is the model's."""
+    positions = config_lib.model_config(config.model, 1).max_position_embeddings
+    return config_lib.build(CorruptionConfig, config.corruption.to_dict(), max_position=positions)
+
+
+def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mesh, sharding.Rules]:
+    """The run's mesh and sharding rules; `devices` may be those of a topology that is only planned.
+
+    Raises ValueError for what is wrong with a config before data is touched.
+    """
+    if "corruption" not in config:
+        raise ValueError("this config has no text to learn: take one of configs/pretrain/, or start glm_jax.finetune")
+    _check_batch(config)
+    corruption = corruption_config(config)
+    _check_masks(config.data.tokenizer, corruption)
+    if corruption.sentinel_offset is not None and not config.model.block_positions:
+        raise ValueError(
+            "corruption.sentinel_offset puts blanks at the last row of the position table, which a model without "
+            "block_positions does not have: set model.block_positions = True, or sentinel_offset = None"
+        )
+    length = config.data.sequence_length
+    for slot in corruption.slots():
+        slot.capacity(length)
+    check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
+    mesh, rules = check_mesh(config, devices)
+    slots, micro_batch = len(corruption.slots()), config.batch_size // config.grad_accumulation_steps
+    if micro_batch % (slots * sharding.batch_shards(mesh, rules)):
+        raise ValueError(
+            f"corruption.pack_objectives puts {slots} examples into a row, and {micro_batch} examples of a micro batch "
+            f"are no multiple of {slots} on each of {sharding.batch_shards(mesh, rules)} parts of the mesh: change "
+            "batch_size, or set corruption.pack_objectives = False"
+        )
+    return mesh, rules
+
+
+def check_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mesh, sharding.Rules]:
+    """The part of `check` that does not depend on what is learned."""
+    _check_batch(config)
+    shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
+    model = config_lib.model_config(config.model, 1)
+    state_bytes = 12.0 * parameter_count(model)  # float32 parameters and two moments; the vocabulary comes later
+    mesh = make_mesh(shape, devices, model.head_width, state_bytes)
+    rules = sharding.RULES | dict(config.logical_axis_rules)
+    with jax.set_mesh(mesh):
+        check_backend(
+            model.attention_backend, model.dtype, model.head_width, dropout_rate=model.attention_dropout,
+            several_texts=config.get("corruption", {}).get("short_sequence_prob", 0) > 0,
+        )  # fmt: skip
+    if shared := set(sharding.rule_axes("batch", rules)) & set(sharding.rule_axes("vocab", rules)):
+        raise ValueError(
+            f"the rules split both 'batch' and 'vocab' over {', '.join(sorted(shared))}: the head needs every row "
+            "beside every word; set one of them to other mesh axes, or to None"
+        )
+    # A micro batch stays spread over all devices.
+    sharding.local_batch_size(config.batch_size // config.grad_accumulation_steps, mesh, rules)
+    return mesh, rules
+
+
+def _check_batch(config):
+    if (
+        config.batch_size < 1
+        or config.grad_accumulation_steps < 1
+        or config.batch_size % config.grad_accumulation_steps
+    ):
+        raise ValueError(
+            f"batch_size {config.batch_size} must be a positive multiple of grad_accumulation_steps "
+            f"{config.grad_accumulation_steps}: every micro batch has the same number of examples"
+        )
+
+
+def _check_masks(tokenizer: ConfigDict, corruption: CorruptionConfig) -> None:
+    """A released vocabulary has the masks that the corruption writes; those trained here have all of them."""
+    if tokenizer.vocabulary is None:
+        return
+    hides = corruption.block_mask_prob > 0 or corruption.context_mask_ratio > 0
+    for key, wanted, names in (
+        ("task_masks", corruption.task_masks, "[gMASK] and [sMASK]"),
+        ("block_mask", hides, "[dBLOCK]"),
+    ):
+        if wanted and not tokenizer[key]:
+            raise ValueError(
+                f"the corruption writes {names}, which the {tokenizer.vocabulary} vocabulary gets only with "
+                f"data.tokenizer.{key} = True"
+            )
+
+
+def resolve_durations(config: ConfigDict, rows: int | None = None) -> StepSchedule:
+    """The run's durations in steps; `rows` is the size of the training set, which epochs need.
+
+    Raises ValueError for a duration that cannot be resolved.
+    """
+    steps = functools.partial(
+        durations.to_steps,
+        batch_size=config.batch_size,
+        tokens_per_example=config.data.get("sequence_length"),
+        examples_per_epoch=rows,
+    )
+    total = steps(config.train_duration, name="train_duration")
+    if not 1 <= total <= 2**32 // config.batch_size:
+        raise ValueError(
+            f"train_duration {config.train_duration!r} is {total} steps; with batch_size {config.batch_size} it must lie in "
+            f"1 … {2**32 // config.batch_size}, because examples are numbered with 32 bits"
+        )
+    decay = steps(config.schedule.decay, name="schedule.decay", total_steps=total)
+    warmup = steps(config.schedule.warmup, name="schedule.warmup", total_steps=decay)
+    if 2 * (warmup - 1) < decay < 2 * warmup:  # only rounded up is it more than half
+        warmup = decay // 2
+    return StepSchedule(
+        total=total,
+        decay=decay,
+        warmup=warmup,
+        log=steps(config.log_every, name="log_every", total_steps=total),
+        evaluate=steps(config.eval_every, name="eval_every", total_steps=total),
+        show=steps(config.sample_every, name="sample_every", total_steps=total),
+        checkpoint=steps(config.checkpoint_every, name="checkpoint_every", total_steps=total),
+    )
+
+
+def make_setup(
+    config: ConfigDict,
+    schedule: StepSchedule,
+    mesh: Mesh,
+    rules: sharding.Rules,
+    *,
+    vocab_size: int,
+    special: SpecialTokens,
+    sentence_ends: Any,
+) -> TrainingSetup:
+    """The functions of a pretraining run, sharded over `mesh`; nothing is compiled yet.
+
+    `sentence_ends` is bool [V]. Raises ValueError for sizes that model, optimizer or mesh refuse.
+    """
+    model = GLM(config_lib.model_config(config.model, vocab_size))
+    corruption = corruption_config(config)
+    corrupt_rows, corrupt_held_out = (
+        make_corrupt(seed, corruption, special, sentence_ends) for seed in (config.seed, config.seed + 1)
+    )
+    built = make_setup_for(
+        model, blank_infilling(model, corrupt_rows), config, schedule, mesh, rules, together=len(corruption.slots())
+    )
+    evaluate = make_eval_step(blank_infilling(model, corrupt_held_out))
+    return dataclasses.replace(
+        built,
+        corruption=corruption,
+        eval_step=jax.jit(evaluate, out_shardings=sharding.replicated(mesh)),
+        corrupt=jax.jit(corrupt_rows),
+        corrupt_held_out=jax.jit(corrupt_held_out),
+    )
+
+
+def make_setup_for(
+    model: GLM,
+    objective: Objective,
+    config: ConfigDict,
+    schedule: StepSchedule,
+    mesh: Mesh,
+    rules: sharding.Rules,
+    parameters: Callable[[GLMConfig, Any], Any] = init_params,
+    together: int = 1,
+) -> TrainingSetup:
+    """The functions of a run that minimises `objective`: those that evaluate are None.
+
+    `parameters` makes fresh ones, boxed with their logical axes. `together` is for `make_train_step`.
+    """
+    rate = optimizer.schedule(
+        config.schedule.name,
+        config.schedule.peak_lr,
+        schedule.decay,
+        warmup=schedule.warmup,
+        decay_ratio=config.schedule.decay_ratio,
+    )
+    with _active(mesh, rules):
+        key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: a planned mesh cannot hold it
+        names = jax.eval_shape(lambda key: parameters(model.config, key), key)
+        tx = optimizer.make_optimizer(names, rate, **config.optimizer.to_dict())
+        boxed = jax.eval_shape(functools.partial(init_state, model, tx, parameters=parameters), key)
+    shardings = sharding.state_shardings(boxed, mesh, rules)
+    step = make_train_step(
+        model,
+        tx,
+        objective,
+        seed=config.seed,
+        grad_accumulation_steps=config.grad_accumulation_steps,
+        together=together,
+    )
+    replicated = sharding.replicated(mesh)
+    return TrainingSetup(
+        model=model,
+        corruption=None,
+        optimizer=tx,
+        mesh=mesh,
+        rules=rules,
+        shardings=shardings,
+        abstract_state=sharding.with_shardings(boxed, shardings),
+        init=jax.jit(lambda key: sharding.unbox(init_state(model, tx, key, parameters)), out_shardings=shardings),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
+        eval_step=None,
+        corrupt=None,
+        corrupt_held_out=None,
+    )

@@ -1,0 +1,201 @@
+"""One optimizer step and one evaluation step as pure functions on pytrees.
+
+A step takes raw rows. What is random about the objective happens inside, from (seed, global example index) alone, so
+the batch of a step does not depend on hosts, mesh or accumulation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from glm_jax.corruption.config import OBJECTIVES, CorruptionConfig
+from glm_jax.corruption.corrupt import corrupt
+from glm_jax.model.batch import Batch
+from glm_jax.model.config import GLMConfig
+from glm_jax.model.fused_cross_entropy import fused_linear_cross_entropy
+from glm_jax.model.transformer import GLM, init_params
+from glm_jax.tokenizers.special import SpecialTokens
+from glm_jax.training import optimizer
+
+Leaf = Any
+Objective = Callable[..., tuple[Leaf, "Sums"]]  # (params, rows, dropout_key=None, score=False) -> (sum, Sums)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a run carries from step to step. Seed and data position stand beside it on disk."""
+
+    step: Leaf  # int32 [], optimizer steps done
+    params: Leaf
+    opt_state: Leaf
+
+
+@flax.struct.dataclass
+class TokenRows:
+    """Raw rows as the host ships them."""
+
+    tokens: Leaf  # int32 [B L]
+    lengths: Leaf  # int32 [B], 0 for a row that only fills up the batch
+    index: Leaf  # uint32 [B], global example index
+
+
+@flax.struct.dataclass
+class Sums:
+    """Token-weighted sums over targets, to be divided once, at the very end. float32.
+
+    The second axis tells text from end tokens: n-gram baselines know only text.
+    """
+
+    loss: Leaf  # [objectives 2], nats
+    weight: Leaf  # [objectives 2]
+    correct: Leaf  # []
+    raw_tokens: Leaf  # []
+
+
+def init_state(
+    model: GLM,
+    tx: optax.GradientTransformation,
+    key: Leaf,
+    parameters: Callable[[GLMConfig, Leaf], Leaf] = init_params,
+) -> TrainState:
+    """A fresh state whose parameters carry logical axes; trace it (`jax.eval_shape`, `jax.jit`) to shard it."""
+    params = parameters(model.config, key)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+
+
+def make_corrupt(
+    seed: int, config: CorruptionConfig, special: SpecialTokens, sentence_ends: Leaf
+) -> Callable[[TokenRows], Batch]:
+    """The run's corruption: rows to batch, random in (seed, example index) only."""
+
+    def corrupt_rows(rows: TokenRows) -> Batch:
+        key = jax.random.key(seed)
+        return corrupt(key, rows.tokens, rows.lengths, rows.index, sentence_ends, config=config, special=special)
+
+    return corrupt_rows
+
+
+def apply_loss(
+    model: GLM, params: Leaf, rows: TokenRows, batch: Batch, dropout_key: Leaf = None, score: bool = False
+) -> tuple[Leaf, Sums]:
+    """Sum over targets of weight · -log p (to be differentiated), and the sums of the batch.
+
+    `score` also counts correct targets, which costs a pass over the logits.
+    """
+    hidden = model.apply(
+        {"params": params},
+        batch.tokens,
+        batch.position_ids,
+        batch.block_position_ids,
+        batch.prefix_lengths,
+        batch.target_index,
+        segment_ids=batch.segment_ids,
+        slots=batch.slots,
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        method="hidden_states",
+    )
+    weights = batch.target_weights
+    found = fused_linear_cross_entropy(
+        hidden, params["word_embeddings"]["embedding"], batch.target_ids, weights, score=score
+    )
+    # Text or end token, for each objective: six kinds of targets.
+    kind = batch.target_objective() * 2 + (batch.target_source >= rows.tokens.shape[1])
+    kinds = kind[None] == jnp.arange(2 * len(OBJECTIVES))[:, None, None]
+
+    def by_kind(values):
+        return jnp.where(kinds, values[None], 0).sum((1, 2)).reshape(-1, 2)
+
+    sums = Sums(
+        loss=by_kind(found.losses),
+        weight=by_kind(weights),
+        correct=jnp.sum(found.correct * weights) if score else jnp.zeros(()),
+        raw_tokens=rows.lengths.sum().astype(jnp.float32),
+    )
+    return found.total, jax.lax.stop_gradient(sums)
+
+
+def blank_infilling(model: GLM, corrupt_rows: Callable[[TokenRows], Batch]) -> Objective:
+    """What pretraining minimises: `apply_loss` on the corrupted rows."""
+
+    def objective(params, rows: TokenRows, dropout_key=None, score=False):
+        return apply_loss(model, params, rows, corrupt_rows(rows), dropout_key, score)
+
+    return objective
+
+
+def make_train_step(
+    model: GLM,
+    tx: optax.GradientTransformation,
+    objective: Objective,
+    *,
+    seed: int,
+    grad_accumulation_steps: int = 1,
+    together: int = 1,
+) -> Callable[[TrainState, Leaf], tuple[TrainState, dict[str, Leaf]]]:
+    """Returns step(state, rows) -> (state, metrics); jit it with the state donated.
+
+    `objective` gives a sum of losses and the `Sums` of the rows; `rows` is what it reads.
+    The loss is the mean over all targets of the global batch. (The original takes the mean per device and micro batch
+    and then the mean of those, which weights short answers more.) With `grad_accumulation_steps` > 1 the rows are cut into that
+    many micro batches, whose gradients a scan adds up; only dropout depends on the cut. It never parts `together`
+    consecutive rows: those that share a row of the model.
+    Metrics: the loss, gradient norm before clipping, learning rate, and the `Sums` of the batch.
+    """
+    rates = (model.config.hidden_dropout, model.config.attention_dropout)
+
+    def gradients(params, rows, dropout_key, of_mean=False):
+        def loss(params):
+            total, sums = objective(params, rows, dropout_key)
+            return (total / _count(sums) if of_mean else total), sums
+
+        grads, sums = jax.grad(loss, has_aux=True)(params)
+        return grads, sums
+
+    def step(state: TrainState, rows: Leaf):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step) if any(rates) else None
+        if grad_accumulation_steps == 1:
+            # Divided where the gradient begins: a division at its end is one more pass over all parameters.
+            grads, sums = gradients(state.params, rows, key, of_mean=True)
+        else:
+            # Every accumulation-th of them, so that a micro batch stays spread over the devices as the batch is.
+            def cut(x):
+                groups = jnp.swapaxes(x.reshape(-1, grad_accumulation_steps, together, *x.shape[1:]), 0, 1)
+                return groups.reshape(grad_accumulation_steps, -1, *x.shape[1:])
+
+            micro = jax.tree.map(cut, rows)
+
+            def add(total, part):
+                number, rows = part
+                micro_key = None if key is None else jax.random.fold_in(key, number)
+                return jax.tree.map(jnp.add, total, gradients(state.params, rows, micro_key)), None
+
+            first = jax.tree.map(lambda x: x[0], micro)
+            shapes = jax.eval_shape(gradients, state.params, first, key)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(grad_accumulation_steps), micro))
+            count = _count(sums)
+            grads = jax.tree.map(lambda g: g / count, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": sums.loss.sum() / _count(sums), "sums": sums, **optimizer.metrics(opt_state)}
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+def _count(sums):
+    return jnp.maximum(sums.weight.sum(), 1.0)
+
+
+def make_eval_step(objective: Objective) -> Callable[[Leaf, Leaf], Sums]:
+    """Returns step(params, rows) -> `Sums`, without dropout."""
+
+    def step(params, rows: Leaf):
+        return objective(params, rows, score=True)[1]
+
+    return step

@@ -1,0 +1,87 @@
+"""What fine-tuning minimises: a choice among candidates, the tokens of an answer, or a classifier's classes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from glm_jax.corruption.config import OBJECTIVES
+from glm_jax.evaluation.cloze import candidate_scores, cloze_loss, forward
+from glm_jax.model.classifier_head import classifier_logits
+from glm_jax.model.fused_cross_entropy import fused_linear_cross_entropy
+from glm_jax.model.losses import token_losses
+from glm_jax.model.transformer import GLM
+from glm_jax.training.train_step import Objective, Sums
+from glm_jax.tuning.dataset import TaskRows
+
+
+def task_objective(
+    model: GLM,
+    *,
+    loss: str = "cross_entropy",
+    label_smoothing: float = 0.0,
+    length_penalty: float = 0.0,
+    head: str = "cloze",
+    choices: bool = True,
+    generation: bool = False,
+) -> Objective:
+    """The objective of `train_step.make_train_step` for TaskRows.
+
+    An example with a label counts once, with the loss of its candidates (`scoring.cloze_loss`); one without counts each
+    of its targets, as the original averages both.
+
+    Args:
+      loss: of the candidates.
+      label_smoothing: of the targets of generation.
+      length_penalty: of the candidates' scores.
+      head: "cloze", or "classifier" for `heads.classify` on params["classifier"].
+      choices, generation: which kinds of rows there are.
+    """
+
+    writes = head == "cloze" and not choices
+
+    def objective(params: Any, rows: TaskRows, dropout_key: Any = None, score: bool = False):
+        cloze, batch = rows.cloze, rows.cloze.batch
+        labels, is_choice = jnp.maximum(cloze.labels, 0), cloze.labels >= 0
+        options = {"deterministic": dropout_key is None, "rngs": None}
+        if dropout_key is not None:
+            options["rngs"] = {"dropout": dropout_key}
+        each, weight = jnp.zeros(labels.shape), is_choice.astype(jnp.float32)
+        if head == "classifier":
+            hidden = model.apply(
+                {"params": params}, batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths,
+                method="hidden_states", **options,
+            )  # fmt: skip
+            scores = classifier_logits(params["classifier"], hidden, batch.prefix_lengths)
+            each = _per_row(scores, labels, cloze.candidate_mask, "cross_entropy")
+        elif writes:
+            hidden = forward(model, params, cloze, method="hidden_states", **options)
+            found = fused_linear_cross_entropy(
+                hidden, params["word_embeddings"]["embedding"], batch.target_ids, batch.target_weights,
+                label_smoothing=label_smoothing,
+            )  # fmt: skip
+            each, weight = found.losses.sum(1), batch.target_weights.sum(1)
+        else:
+            logits = forward(model, params, cloze, **options)
+            scores, _ = candidate_scores(logits, cloze, length_penalty=length_penalty)
+            each = jnp.where(is_choice, _per_row(scores, labels, cloze.candidate_mask, loss), 0.0)
+            if generation:
+                losses = token_losses(logits, batch.target_ids, label_smoothing) * batch.target_weights
+                each = jnp.where(is_choice, each, losses.sum(1))
+                weight = jnp.where(is_choice, weight, batch.target_weights.sum(1))
+        total = found.total if writes else each.sum()
+        read = batch.prefix_lengths + batch.target_weights.sum(1)
+        nothing = jnp.zeros((len(OBJECTIVES), 2))
+        sums = Sums(
+            loss=nothing.at[0, 0].set(each.sum()),
+            weight=nothing.at[0, 0].set(weight.sum()),
+            correct=jnp.zeros(()),
+            raw_tokens=read.sum().astype(jnp.float32),
+        )
+        return total, jax.lax.stop_gradient(sums)
+
+    return objective
+
+
+def _per_row(scores, labels, mask, kind):
+    return jax.vmap(lambda s, label, m: cloze_loss(s[None], label[None], m[None], kind))(scores, labels, mask)

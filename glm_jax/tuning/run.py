@@ -1,0 +1,151 @@
+"""A fine-tuning run from its checkpoint to its result: one run or several seeds, and the test at the end."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from glm_jax import tokenizers
+from glm_jax.config import OVERRIDABLE
+from glm_jax.evaluation import results as results_lib
+from glm_jax.evaluation.classifier import classes_of, with_head
+from glm_jax.files import write_json_atomic
+from glm_jax.interop import load
+from glm_jax.interop.load import with_tokenizer
+from glm_jax.tasks.errors import TaskError
+from glm_jax.tasks.examples import read
+from glm_jax.tasks.task import Task
+from glm_jax.training.trainer import train
+from glm_jax.training.workdir import RunFolder
+from glm_jax.tuning.task import FromCheckpoint, check_keys, evaluate_tasks, tasks_of
+
+logger = logging.getLogger(__name__)
+
+
+def fine_tune(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Fine-tunes `config.init_from` on `config.tasks` in `workdir`; the same call goes on where a run stopped.
+
+    With several `config.seeds`, each has a run in workdir/seed-N. Returns what workdir/test.json says: for every number
+    {"mean", "deviation", "values"}, the deviation being that of a sample; and the split and count of every task.
+    Raises ValueError for a config, a checkpoint or a folder that cannot be used, TaskError for a task or example that
+    cannot, before anything is compiled; and as `trainer.train`.
+    """
+    if "tasks" not in config:
+        raise ValueError("this config names no tasks: take one of configs/finetune/, or start glm_jax.pretrain with it")
+    seeds = config.seeds
+    if seeds is None:
+        return _summary(workdir, [_one(config, workdir)])
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds {tuple(seeds)} must be different numbers, at least one")
+    runs = []
+    for seed in seeds:
+        logger.info("seed %d", seed)
+        own = config.copy_and_resolve_references()
+        with own.ignore_type():
+            own.seed, own.seeds = seed, None
+        runs.append(_one(own, os.path.join(workdir, f"seed-{seed}")))
+    return _summary(workdir, runs)
+
+
+def _one(config, workdir):
+    config, folder = config.copy_and_resolve_references(), RunFolder(pathlib.Path(workdir))
+    train(config, workdir, open_checkpoint(config, folder))
+    return _test(config, folder)
+
+
+def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
+    """The subject of the run; completes `config` with the checkpoint's model and, for a classifier, its classes.
+
+    A run that has begun needs its own folder only. Raises FormatError for a checkpoint that cannot be read or has no
+    tokenizer.
+    """
+    tasks = _checked_tasks(config)
+    if folder.begun and folder.config.exists():
+        model = json.loads(folder.config.read_text())["model"]
+        subject = FromCheckpoint(tokenizers.load(folder.tokenizer))
+    else:
+        loaded = load(config.init_from, tokenizer=config.tokenizer)
+        with_tokenizer(loaded.tokenizer, config.init_from, "config.tokenizer")
+        model = dataclasses.asdict(loaded.model.config)
+        params = dict(loaded.params)
+        if config.head == "classifier" and loaded.classifier is not None:
+            logger.warning("the classification head of %s is not used: the new one starts fresh", config.init_from)
+        subject = FromCheckpoint(loaded.tokenizer, params)
+    model |= {key: config.model[key] for key in OVERRIDABLE if config.model[key] is not None}
+    with config.unlocked():
+        for key in config.model:
+            with config.model.ignore_type():
+                config.model[key] = model.get(key)
+        if config.head == "classifier":
+            config.classes = classes_of(tasks[0])
+    return subject
+
+
+def _checked_tasks(config):
+    """The tasks, their splits opened: what is missing is told before a checkpoint is read."""
+    check_keys(config)
+    if fixed := [key for key in config.model if key not in OVERRIDABLE and config.model[key] is not None]:
+        raise ValueError(
+            f"model.{fixed[0]} is the checkpoint's: leave it None; fine-tuning may change {', '.join(OVERRIDABLE)}"
+        )
+    tasks = tasks_of(config)
+    if len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"two tasks are named alike: {', '.join(task.name for task in tasks)}")
+    for task in tasks:
+        for split in {config.train_split, config.validation_split, config.test_split or config.validation_split}:
+            first = read(task.source, split, 1)[0]
+            if split == config.validation_split and isinstance(task, Task) and not _is_labelled(task, first):
+                raise TaskError(f"{task.name}: example {first.id} has no label; name a labelled validation_split")
+    if config.head == "classifier":
+        classes_of(tasks[0])
+    return tasks
+
+
+def _is_labelled(task, example):
+    """Whether the task's score can use the example; the labels of ReCoRD and WSC are among its fields."""
+    known = (example.label, example.fields.get("label"), example.fields.get("answers"), task.prompt.target)
+    return any(value is not None for value in known)
+
+
+def _test(config, folder):
+    """The best checkpoint on the test split: numbers, predictions, and results.json in folder/test."""
+    loaded = load(folder.path)
+    params = with_head(loaded.params, loaded.classifier)
+    split = config.test_split or config.validation_split
+    options = results_lib.Options(split=split, batch_size=config.eval_batch_size, head=config.head)
+    results = evaluate_tasks(loaded.model, params, loaded.tokenizer, tasks_of(config), options)
+    if jax.process_index() == 0:
+        results_lib.write(results, str(folder.path / "test"), str(folder.path))
+    return results
+
+
+def _summary(workdir, runs):
+    summary: dict[str, Any] = {}
+    for results in zip(*runs, strict=True):
+        first, numbers = results[0], {}
+        for name in first.numbers:
+            values = [result.numbers[name] for result in results]
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            numbers[name] = {"mean": float(np.mean(values)), "deviation": deviation, "values": values}
+        summary[first.task] = {"split": first.split, "examples": first.count, **numbers}
+    if jax.process_index() == 0:
+        write_json_atomic(os.path.join(workdir, "test.json"), summary)
+    return summary
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Lines for people: mean ± deviation over the seeds, with split and count."""
+    lines = []
+    for task, facts in summary.items():
+        for name, value in facts.items():
+            if isinstance(value, dict):
+                spread = f" ± {value['deviation']:.2f} ({len(value['values'])} seeds)" if value["values"][1:] else ""
+                where = f"{task}, {facts['split']}, {facts['examples']} examples"
+                lines.append(f"{where}: {name} {value['mean']:.2f}{spread}")
+    return "\n".join(lines)

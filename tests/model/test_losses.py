@@ -1,0 +1,81 @@
+"""Token losses against the original's and against their definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glm_jax.model.losses import accuracy, cross_entropy
+from tests.helpers.paths import GOLDEN
+
+
+@pytest.fixture(params=["A", "B"])
+def golden(request):
+    with np.load(GOLDEN / f"forward_{request.param}.npz") as file:
+        return {"file": f"forward_{request.param}.npz", **file}
+
+
+def arguments(golden):
+    arrays = golden["logits"], golden["target"].astype(np.int32), golden["loss_mask"].astype(np.float32)
+    return tuple(jnp.asarray(a) for a in arrays)
+
+
+@pytest.mark.parametrize(("smoothing", "key"), [(0.0, "loss"), (0.1, "loss_label_smoothing_0p1")])
+def test_loss_of_the_original(golden, smoothing, key, fidelity):
+    total, weight = cross_entropy(*arguments(golden), label_smoothing=smoothing)
+    assert weight == golden["loss_mask"].sum()
+    what = f"loss with label smoothing {smoothing}"
+    fidelity.close(golden["file"], what, total / weight, golden[key], 1e-5)
+
+
+def test_every_token_has_its_own_loss(golden, fidelity):
+    logits, targets, _ = arguments(golden)
+    losses = jax.vmap(jax.vmap(lambda *a: cross_entropy(*(x[None, None] for x in a))[0]))(
+        logits, targets, jnp.ones(targets.shape)
+    )
+    fidelity.close(golden["file"], "loss of each token", losses, golden["token_losses"], 1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradient_is_probabilities_minus_target(golden, smoothing):
+    logits, targets, weights = arguments(golden)
+    weights = weights * jnp.linspace(0.5, 2.0, weights.size).reshape(weights.shape)
+    found = jax.grad(lambda x: cross_entropy(x, targets, weights, smoothing)[0])(logits)
+    logits, targets, weights = (np.asarray(a) for a in (logits, targets, weights))
+    vocab = logits.shape[-1]
+    wanted = (1 - smoothing) * np.eye(vocab)[targets] + smoothing / vocab
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, weights[..., None] * (probabilities - wanted), atol=1e-6)
+
+
+def test_tokens_without_weight_do_not_count(golden):
+    logits, targets, weights = arguments(golden)
+    elsewhere = jnp.where(weights > 0, targets, (targets + 1) % logits.shape[-1])
+    assert cross_entropy(logits, targets, weights)[0] == cross_entropy(logits, elsewhere, weights)[0]
+
+
+def test_bfloat16_logits_are_summed_in_float32(golden):
+    logits, targets, weights = arguments(golden)
+    rounded = jnp.asarray(logits, jnp.bfloat16)
+    total, _ = cross_entropy(rounded, targets, weights)
+    assert total.dtype == jnp.float32
+    np.testing.assert_allclose(total, cross_entropy(rounded.astype(jnp.float32), targets, weights)[0])
+
+
+def test_large_logits_stay_finite():
+    logits = jnp.array([[[1e4, -1e4, 0.0]]])
+    total, _ = cross_entropy(logits, jnp.array([[1]]), jnp.ones((1, 1)))
+    np.testing.assert_allclose(total, 2e4)
+
+
+def test_accuracy_counts_weighted_hits():
+    logits = jnp.array([[[0.0, 1.0, 0.5], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]])
+    targets, weights = jnp.array([[1, 1, 2, 0]]), jnp.array([[1.0, 1.0, 0.5, 0.0]])
+    assert accuracy(logits, targets, weights) == (1.5, 2.5)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_label_smoothing_outside_its_range(smoothing):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+        cross_entropy(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)), smoothing)

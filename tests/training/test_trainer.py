@@ -1,0 +1,228 @@
+"""Whole runs: they learn, they stop and go on bit for bit, and they refuse what cannot work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from glm_jax.data.errors import DataError
+from glm_jax.training import samples
+from glm_jax.training.metric_writer import read_metrics
+from glm_jax.training.metrics import NonFiniteError
+from glm_jax.training.trainer import Interrupted, train
+from glm_jax.training.workdir import RunFolder, RunFolderError, load_run
+from tests.helpers import tiny_run
+from tests.helpers.crash_resume import ROOT, assert_same_end, kill_at, losses
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    tiny_run.write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(corpus):
+    """A run of 12 steps from start to end, and its folder."""
+    result = train(tiny_run.config(corpus), str(corpus / "finished"), profile="steps=3:4")
+    return corpus / "finished", result
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    folder, result = finished
+    assert set(losses(folder)) == set(range(1, 13))
+    assert result["validation_loss"] < 6
+    logged = read_metrics(folder / "metrics.jsonl")[0]
+    assert logged["mfu"] is None  # nobody knows the peak of this CPU
+    assert logged["step_seconds_p50"] <= logged["step_seconds_p99"]
+    assert result["unigram_baseline"] > result["bigram_baseline"] > 0
+    assert json.loads((folder / "result.json").read_text()) == pytest.approx(result)
+    assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((folder / "profile").rglob("*.xplane.pb"))
+    assert "**[" in (folder / "samples.md").read_text()
+    assert list((folder / "tensorboard").iterdir())
+    assert json.loads((folder / "config.json").read_text())["batch_size"] == 8
+
+
+def test_a_trained_model_fills_blanks(finished):
+    run = load_run(finished[0])
+    (filled,) = fill(run.model, run.params, run.tokenizer, "ba de [MASK] fi ba.", max_new_tokens=4)
+    assert len(filled.answers) == 1
+    assert filled.text.startswith("ba de")
+
+
+def test_a_complete_run_is_not_trained_again(finished, corpus):
+    folder, result = finished
+    before = (folder / "metrics.jsonl").read_text()
+    again = train(tiny_run.config(corpus), str(folder))
+    assert again["validation_loss"] == result["validation_loss"]
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(finished, corpus, monkeypatch):
+    folder = corpus / "interrupted"
+    progress = "glm_jax.training.metric_writer.Report.progress"
+
+    def interrupt(self, step, values):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(progress, interrupt)
+    with pytest.raises(Interrupted, match="stopped after step 7, which is saved"):
+        train(tiny_run.config(corpus), str(folder))
+    monkeypatch.undo()
+    train(tiny_run.config(corpus), str(folder))
+    assert_same_end(finished[0], folder)
+
+
+def _command(corpus, folder, config_file):
+    return [sys.executable, "-m", "glm_jax", "pretrain", f"--config={config_file}", f"--workdir={folder}"]
+
+
+def _config_file(corpus, duration):
+    path = corpus / f"config_{duration.split()[0]}.py"
+    path.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import pathlib\nfrom tests.helpers import tiny_run\n"
+        f"def get_config():\n    return tiny_run.config(pathlib.Path({str(corpus)!r}), train_duration={duration!r})\n"
+    )
+    return path
+
+
+def test_kill_9_and_resume_is_bitwise(finished, corpus):
+    folder = corpus / "killed"
+    command = _command(corpus, folder, _config_file(corpus, "12 steps"))
+    kill_at(command, folder, 6)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert_same_end(finished[0], folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(3))
+def test_three_kills_at_random_moments(corpus, attempt):
+    rng = np.random.default_rng(attempt)
+    config_file = _config_file(corpus, "60 steps")
+    whole, folder = corpus / "whole", corpus / f"thrice_{attempt}"
+    subprocess.run(_command(corpus, whole, config_file), cwd=ROOT, check=True, capture_output=True)
+    command = _command(corpus, folder, config_file)
+    for step in np.sort(rng.choice(np.arange(2, 58), 3, replace=False)):
+        kill_at(command, folder, step)
+        time.sleep(rng.random() * 0.05)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert_same_end(whole, folder)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(corpus):
+    folder = corpus / "diverged"
+    config = tiny_run.config(corpus, schedule__peak_lr=1e38, schedule__warmup="6 steps", optimizer__max_grad_norm=None)
+    with pytest.raises(NonFiniteError, match=r"at step \d+\. The last checkpoint is intact.*Start another workdir"):
+        train(config, str(folder))
+    saved = folder / "checkpoints"
+    for step in [p.name for p in saved.iterdir() if p.name.isdigit()]:
+        params = load_run(folder, int(step)).params
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_accumulation_keeps_batches_andlosses(finished, corpus):
+    folder = corpus / "accumulated"
+    train(tiny_run.config(corpus, grad_accumulation_steps=4), str(folder))
+    whole, parts = losses(finished[0]), losses(folder)
+    np.testing.assert_allclose([parts[s] for s in whole], list(whole.values()), rtol=1e-5)
+
+
+def test_init_from_starts_at_the_other_runs_parameters(finished, corpus):
+    folder = corpus / "continued"
+    config = tiny_run.config(corpus, init_from=str(finished[0]), schedule__peak_lr=0.0, train_duration="1 steps")
+    result = train(config, str(folder))
+    assert result["validation_loss"] == pytest.approx(finished[1]["validation_loss"], rel=1e-6)
+
+
+def test_the_folder_of_another_config_is_refused(finished, corpus):
+    with pytest.raises(RunFolderError, match=r"schedule.peak_lr: 0.003 there, 0.1 here"):
+        train(tiny_run.config(corpus, schedule__peak_lr=0.1), str(finished[0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grad_accumulation_steps": 3}, "batch_size 8 must be a positive multiple of grad_accumulation_steps 3"),
+        (
+            {"corruption__document": 0.5, "corruption__pack_objectives": True},
+            "puts 3 examples into a row, and 8 examples of a micro batch are no multiple of 3 on each of 1 parts",
+        ),
+        ({"data__sequence_length": 128}, "position_ids reach from 127 to 127"),
+        ({"duration": "5 lightyears"}, "unknown unit 'lightyears'"),
+        ({"duration": "0 steps"}, "is 0 steps"),
+        ({"mesh__data": 2, "mesh__fsdp": 4}, "does not fit 1 devices"),
+        ({"model__num_heads": 5}, "hidden_size 32 must be a multiple of num_heads 5"),
+        ({"corruption__sentence": -1.0}, "must be non-negative"),
+        ({"optimizer__name": "adam"}, "choose from adamw"),
+        ({"rules": (("vocabulary", None),), "batch_size": 0}, "batch_size 0"),
+        ({"init_from": "/no/such/run"}, "no run folder"),
+        ({"rules": (("vocab", "fsdp"), ("embed", None))}, "rules split both 'batch' and 'vocab' over fsdp"),
+        ({"corruption__sentinel_offset": 5, "model__block_positions": False}, "without block_positions does not have"),
+        ({"corruption__sentinel_offset": 5, "corruption__random_position": True}, "sentinels stand at the last"),
+        ({"schedule__warmup": "80 %", "duration": "100 steps"}, "warmup of 80 steps is more than half"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_compiles(corpus, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny_run.config(corpus, **changes), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_corpus_of_which_nothing_is_held_out_is_refused_before_it_is_read(corpus, tmp_path):
+    config = tiny_run.config(corpus)
+    config.data.corpora = ({"source": str(corpus / "*.txt"), "validation_fraction": 0.0},)
+    config.data.data_dir = str(tmp_path / "data")
+    with pytest.raises(DataError, match=r"nothing of .*\.txt is held out"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_held_out_texts_that_are_too_short_for_a_blank_stop_nothing(finished):
+    run = load_run(finished[0])
+    row = {"tokens": np.full(48, run.tokenizer.special.pad, np.int32), "length": 1}
+    row["tokens"][0] = run.tokenizer.special.cls
+    rows = type("Rows", (list,), {"sequence_length": 48})([row] * 6)
+    shown = samples.fill_held_out(run.model, run.params, run.tokenizer, rows)
+    assert shown == "- the held-out texts are too short for a blank"
+
+
+def test_a_missing_init_from_is_found_before_the_text_is_tokenised(corpus, tmp_path):
+    config = tiny_run.config(corpus, init_from=str(tmp_path / "none"), data__data_dir=str(tmp_path / "data"))
+    with pytest.raises(ValueError, match="train that run first"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_unknown_keys_show_the_nearest(corpus):
+    config = tiny_run.config(corpus)
+    with pytest.raises(AttributeError, match="batch_size"):
+        config.batch_sise = 3
+
+
+def test_the_verb_ends_in_one_line(corpus, tmp_path):
+    command = _command(corpus, tmp_path / "run", _config_file(corpus, "12 steps"))
+    done = subprocess.run([*command, "--config.grad_accumulation_steps=3"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("ValueError: batch_size 8 must be")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_failed_at_once_may_be_mended(corpus, tmp_path):
+    """No checkpoint, no claim: a mistyped corpus does not spoil the folder."""
+    folder = tmp_path / "run"
+    broken = tiny_run.config(corpus)
+    broken.data.corpora = ({"source": str(corpus / "nothing.txt")},)
+    with pytest.raises(ValueError, match=r"nothing\.txt"):
+        train(broken, str(folder))
+    RunFolder(folder).claim(tiny_run.config(corpus))
+    assert "corpus.txt" in (folder / "config.json").read_text()
