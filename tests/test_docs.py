@@ -26,7 +26,9 @@ SHORT = {
     "python -m glm_jax generate": ["--max-new-tokens=4"],
     "python -m glm_jax convert": [],
     "python -m glm_jax evaluate": [],
-    "python -m glm_jax finetune": ["--config.train_duration=1 steps", "--config.batch_size=2", "--config.eval_batch_size=4"],
+    "python -m glm_jax finetune": [
+        "--config.train_duration=1 steps", "--config.batch_size=2", "--config.eval_batch_size=4",
+    ],
     "python -m glm_jax benchmark corruption": ["--batch=8", "--length=64"],
 }  # fmt: skip
 ELSEWHERE = {
@@ -38,20 +40,20 @@ ELSEWHERE = {
     "./launch/quickstart.sh": "tests/test_launch.py, slow",
     "./launch/test.sh": "what runs this test",
     "ruff": ".ci/run",
-    "python tests/fidelity.py": "tests/test_fidelity.py, slow",
+    "python -m tests.helpers.fidelity": "tests/test_fidelity.py, slow",
     "python -m glm_jax convert THUDM/": "needs the network",
     "python -m glm_jax pretrain --config=configs/pretrain/enwik8.py": "needs the articles",
     "python -m glm_jax finetune --config=configs/finetune/kjv_to_web.py": "it writes 1,446 verses: minutes",
-    "python -m glm_jax evaluate --checkpoint runs/enwik8": "tests/tasks/test_language_modelling.py",
+    "python -m glm_jax evaluate --checkpoint runs/enwik8": "tests/evaluation/test_language_model.py",
     "python -m glm_jax generate --checkpoint runs/glm-10b": "needs the released weights",
     **dict.fromkeys(
         (
             f"python -m glm_jax benchmark {verb}"
             for verb in ("step", "attention", "peer", "decode", "input", "compile", "finetune", "growth", "choices")
         ),
-        "tests/test_benchmark.py",
+        "tests/benchmarks/test_benchmarks.py",
     ),
-    "python -m glm_jax plan": "tests/test_planning.py",
+    "python -m glm_jax plan": "tests/planning/test_estimate.py",
 }
 
 

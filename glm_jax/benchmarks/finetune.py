@@ -82,7 +82,7 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
         "batch_size": own.batch_size,
         "columns": int(batch.tokens.shape[1]),
         "columns_in_use": float(np.where(batch.target_weights > 0, batch.target_index + 1, 0).max(1).mean()),
-        "counting": "useful work as in glm_jax/training/flops.py: real positions, visible pairs, targets; backward twice",
+        "counting": "useful work as in training/flops.py: real positions, visible pairs, targets; backward twice",
     }
 
 

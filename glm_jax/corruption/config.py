@@ -76,7 +76,8 @@ class CorruptionConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in 0 … 1")
         if self.average_span_length <= 0 or self.max_span_length < 1:
             raise ValueError(
-                f"average_span_length={self.average_span_length} and max_span_length={self.max_span_length} must be positive"
+                f"average_span_length={self.average_span_length} and max_span_length={self.max_span_length} "
+                "must be positive"
             )
         if self.masked_lm and (self.sentence or self.document):
             raise ValueError("masked_lm is a variant of blank infilling: set sentence=0 and document=0")

@@ -83,7 +83,8 @@ class TokenizerSpec(_FromDict):
         fields of the training then have no effect.
       vocabulary: `bert`, `roberta`, `gpt2` or `chinese`: `path` holds its files. Only then do these three count:
       task_masks, block_mask, fix_command_token: see `tokenizers.vocabularies.from_vocabulary`.
-      vocab_size, normalization, byte_fallback, model_type, pad_vocab_to_multiple_of: see `sentencepiece_tokenizer.train`.
+      vocab_size, normalization, byte_fallback, model_type, pad_vocab_to_multiple_of: see
+        `sentencepiece_tokenizer.train`.
       training_megabytes: read at most this much text of each corpus for the training.
     """
 

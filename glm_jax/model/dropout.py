@@ -33,7 +33,7 @@ def keep_mask(seeds: UInt32[Array, "2"], rate: float, shape: tuple[int, ...]) ->
 
 
 def mask_words(seeds: UInt32[Array, "2"], shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], UInt32[Array, "C"]]:
-    """A word for each row of a mask of `shape`, and one for each of its C columns; `dropout_mask_from_hash` joins them."""
+    """A word for each row of a mask of `shape`, and one for each of its C columns, for `dropout_mask_from_hash`."""
     if math.prod(shape[:-1]) > 2**32:
         raise ValueError(f"shape {shape} has more than 2^32 rows, which 32 bits cannot number")
     row, stride = jnp.zeros(shape[:-1], jnp.uint32), 1

@@ -1,8 +1,8 @@
 """GLM as Linen modules (Du et al., ACL 2022, section 2; the original's GLMModel).
 
 A pre-layer-norm Transformer with three embeddings summed at the entrance (token, position of the blank in Part A,
-position inside the blank), GLM's visibility rule in the attention (glm_jax/model/attention.py) and a head tied to the token
-embedding. Parameters are float32 and carry logical axis names; layers are stacked on axis 0.
+position inside the blank), GLM's visibility rule in the attention (glm_jax/model/attention.py) and a head tied to the
+token embedding. Parameters are float32 and carry logical axis names; layers are stacked on axis 0.
 
 Between embedding and head, activations are [B·T D]: dense layers on two axes run up to twice as fast on XLA's CPU
 backend as on three, and the reshape is free elsewhere.

@@ -1,8 +1,9 @@
 """Prompts: what is written around an example, and what may fill the blank (paper, section 2.3; PET, Schick and Schütze
 2021; the original's tasks/superglue/pvp.py).
 
-A pattern is a function of an example's fields that returns parts: strings, `Truncatable` and `TruncateLast` (strings that may be shortened),
-MASK for the blank, SLOT where soft prompts may go, BREAK between the two texts. A verbalizer maps labels to words.
+A pattern is a function of an example's fields that returns prompt parts: strings, `Truncatable` and `TruncateLast`
+(strings that may be shortened), MASK for the blank, SOFT_PROMPT where soft prompts may go, SEGMENT_BREAK between the two
+texts. A verbalizer maps labels to words.
 """
 
 import dataclasses
@@ -160,9 +161,9 @@ class PromptEncoder:
       prompt_tokens: soft prompt tokens, spread over the slots of a pattern: P of them over k slots, each in turn takes
         ⌈P / k⌉ until none is left.
       prefix_tokens: further soft prompt tokens, in front of the text.
-      as_original: every candidate is truncated on its own, so that long candidates see less of the passage, and `TruncateLast` is
-        shortened like `Truncatable`, so that the question goes first. By default all candidates share one Part A, and the
-        question stays.
+      as_original: every candidate is truncated on its own, so that long candidates see less of the passage, and
+        `TruncateLast` is shortened like `Truncatable`, so that the question goes first. By default all candidates share
+        one Part A, and the question stays.
       multi_token: True scores every candidate by all its tokens and the end token; False demands verbalizers of one
         token; None takes one token where all verbalizers have one.
     """

@@ -26,7 +26,8 @@ class Tokenizer(abc.ABC):
     Attributes:
       special: ids of GLM's command tokens.
       num_tokens: rows of the vocabulary that mean something.
-      pad_vocab_to_multiple_of: `vocab_size` is padded up to a multiple of this, so that the vocabulary matrix can be sharded.
+      pad_vocab_to_multiple_of: `vocab_size` is padded up to a multiple of this, so that the vocabulary matrix can be
+        sharded.
     """
 
     special: SpecialTokens

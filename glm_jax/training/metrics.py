@@ -50,8 +50,8 @@ class StepMetrics:
             if not np.isfinite(metrics[name]):
                 raise NonFiniteError(
                     f"{name} is {metrics[name]} at step {step}. The last checkpoint is intact; this step is not saved. "
-                    "Start another workdir with init_from set to this run, and a lower schedule.peak_lr, a longer warm-up "
-                    "or a smaller max_grad_norm"
+                    "Start another workdir with init_from set to this run, and a lower schedule.peak_lr, a longer "
+                    "warm-up or a smaller max_grad_norm"
                 )
         self._metrics.append(metrics)
         now = time.perf_counter()

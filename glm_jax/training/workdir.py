@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 # Keys that change nothing about what is computed: a run may be continued with other values.
 FREE_KEYS = (
-    "log_every", "sample_every", "max_to_keep", "mesh.", "logical_axis_rules", "data.data_dir", "data.tokenize_workers", "data.loader_workers",
-    "init_from", "compilation_cache",
+    "log_every", "sample_every", "max_to_keep", "mesh.", "logical_axis_rules", "data.data_dir",
+    "data.tokenize_workers", "data.loader_workers", "init_from", "compilation_cache",
 )  # fmt: skip
 
 BEST = ("validation_loss", "min")  # what the best checkpoint of a run is

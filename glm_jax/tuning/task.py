@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: tasks. The counterpart of glm_jax/training/pretraining.py; the trainer reads both in the same way."""
+"""What fine-tuning learns from: tasks, as glm_jax/training/pretraining.py is text."""
 
 import contextlib
 import dataclasses

@@ -200,7 +200,8 @@ def test_one_beam_is_greedy(decoder):
     columns = np.zeros(8, np.int32)
     columns[:6] = [p.blanks[0] for p in chosen]
     found = decoder_lib.search(
-        prepared, context, columns, SamplingParams().values(CONFIG.vocab_size), config=CONFIG, shape=SamplingParams().shape(),
+        prepared, context, columns, SamplingParams().values(CONFIG.vocab_size),
+        config=CONFIG, shape=SamplingParams().shape(),
         num_beams=1, max_new_tokens=6, start=SPECIAL.start, stops=decoder.stops,
     )  # fmt: skip
     for row, (one,) in enumerate(greedy):

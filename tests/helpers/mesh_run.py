@@ -36,7 +36,8 @@ def main(folder, meshes, address=None, number=0):
         print(f"{time.monotonic() - began:.1f} s: {what}", file=sys.stderr, flush=True)
 
     config = tiny_run.config(
-        folder, train_duration="10 steps", batch_size=16, model__hidden_size=64, model__num_heads=8, corruption__document=1.0,
+        folder, train_duration="10 steps", batch_size=16, model__hidden_size=64, model__num_heads=8,
+        corruption__document=1.0,
         corruption__pack_objectives=True,
     )  # fmt: skip
     dataset = data.load(config.data.to_dict())

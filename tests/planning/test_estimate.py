@@ -299,7 +299,8 @@ def test_what_the_compiler_wants_is_read(message, gigabytes):
 
 def test_a_plan_that_does_not_fit_says_what_would():
     plan = {
-        "topology": "v5e:2x2", "chips": 4, "mesh": {"data": 4}, "batch_size": 8, "grad_accumulation_steps": 1, "remat": "none",
+        "topology": "v5e:2x2", "chips": 4, "mesh": {"data": 4}, "batch_size": 8, "grad_accumulation_steps": 1,
+        "remat": "none",
         "parameters": 10**9, "argument_bytes": 3e9, "temporary_bytes": 20e9, "peak_bytes": 23e9, "hbm_bytes": 17e9,
         "headroom": 1 - 23 / 17, "fits": False, "compile_seconds": 1.0,
         "remedies": [{"change": "--config.model.remat=full", "fits": True, "peak_bytes": 9e9}],

@@ -14,7 +14,12 @@ from tests.helpers import tiny_run, two_processes
 from tests.helpers.compiler_flags import fake_devices
 from tests.helpers.paths import ROOT
 
-CHANGES = {"train_duration": "80 steps", "schedule__peak_lr": 3e-4, "eval_every": "40 steps", "sample_every": "80 steps"}
+CHANGES = {
+    "train_duration": "80 steps",
+    "schedule__peak_lr": 3e-4,
+    "eval_every": "40 steps",
+    "sample_every": "80 steps",
+}
 
 
 def _start(folder, devices):

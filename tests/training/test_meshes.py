@@ -62,7 +62,8 @@ def test_two_processes_give_the_same_run(one_process, folder, tmp_path, monkeypa
     monkeypatch.setenv("PYTHONPATH", PATH)
     for part in ("corpus.txt", "tokenizer", "data"):
         (tmp_path / part).symlink_to(folder / part)
-    program = "import sys; from tests.helpers import mesh_run; mesh_run.main(sys.argv[3], sys.argv[4], sys.argv[1], sys.argv[2])"
+    program = "import sys; from tests.helpers import mesh_run\n"
+    program += "mesh_run.main(sys.argv[3], sys.argv[4], sys.argv[1], sys.argv[2])"
     meshes = ("2x4x1", "1x4x2")
     outputs = two_processes.run(program, 4, str(tmp_path), ",".join(meshes), timeout=900)
     assert all("FOUND" in output for output in outputs), "\n".join(output[-3000:] for output in outputs)
