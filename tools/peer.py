@@ -84,8 +84,8 @@ def run(config, repeats: int = 7, python: str = "", mode: str = "compiled") -> d
         "fraction_of_products_of_peer": fraction / ratio,
         "loss_of_both": [ours, peer.loss],
         "mode": mode,
-        "counting": "the same useful work for both, as in training/flops.py; the peer, too, has logits of targets only, "
-        "but runs the last layer whole; its examples have rows of their own",
+        "counting": "the same useful work for both, as in training/flops.py; the peer, too, has logits of targets "
+        "only, but runs the last layer whole; its examples have rows of their own",
     }
 
 

@@ -2,8 +2,8 @@
 2021; the original's tasks/superglue/pvp.py).
 
 A pattern is a function of an example's fields that returns prompt parts: strings, `Truncatable` and `TruncateLast`
-(strings that may be shortened), MASK for the blank, SOFT_PROMPT where soft prompts may go, SEGMENT_BREAK between the two
-texts. A verbalizer maps labels to words.
+(strings that may be shortened), MASK for the blank, SOFT_PROMPT where soft prompts may go, SEGMENT_BREAK between the
+two texts. A verbalizer maps labels to words.
 """
 
 import dataclasses

@@ -176,8 +176,8 @@ def resolve_durations(config: ConfigDict, rows: int | None = None) -> StepSchedu
     total = steps(config.train_duration, name="train_duration")
     if not 1 <= total <= 2**32 // config.batch_size:
         raise ValueError(
-            f"train_duration {config.train_duration!r} is {total} steps; with batch_size {config.batch_size} it must lie "
-            f"in 1 … {2**32 // config.batch_size}, because examples are numbered with 32 bits"
+            f"train_duration {config.train_duration!r} is {total} steps; with batch_size {config.batch_size} it must "
+            f"lie in 1 … {2**32 // config.batch_size}, because examples are numbered with 32 bits"
         )
     decay = steps(config.schedule.decay, name="schedule.decay", total_steps=total)
     warmup = steps(config.schedule.warmup, name="schedule.warmup", total_steps=decay)

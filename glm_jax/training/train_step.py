@@ -142,8 +142,8 @@ def make_train_step(
     `objective` gives a sum of losses and the `Sums` of the rows; `rows` is what it reads.
     The loss is the mean over all targets of the global batch. (The original takes the mean per device and micro batch
     and then the mean of those, which weights short answers more.) With `grad_accumulation_steps` > 1 the rows are cut
-    into that many micro batches, whose gradients a scan adds up; only dropout depends on the cut. It never parts `together`
-    consecutive rows: those that share a row of the model.
+    into that many micro batches, whose gradients a scan adds up; only dropout depends on the cut. It never parts
+    `together` consecutive rows: those that share a row of the model.
     Metrics: the loss, gradient norm before clipping, learning rate, and the `Sums` of the batch.
     """
     rates = (model.config.hidden_dropout, model.config.attention_dropout)
