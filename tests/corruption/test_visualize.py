@@ -49,7 +49,7 @@ def test_examples_side_by_side_are_described_one_by_one():
     one = _figure_2()
     one = one.replace(slots=(Slot(one.tokens.shape[1], one.target_ids.shape[1]),))
     alone = describe(one, str)
-    assert describe(pack_objectives([one, one]), str) == f"slot 1, {alone}\n\nlane 2, {alone}"
+    assert describe(pack_objectives([one, one]), str) == f"slot 1, {alone}\n\nslot 2, {alone}"
 
 
 def test_a_row_that_does_not_exist_is_named():

@@ -20,6 +20,7 @@ from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM, init_params
 from tests.helpers.compiler_flags import fake_devices
 from tests.helpers.decoding_models import CONFIG, SPECIAL, full, keys, params, prompts
+from tests.helpers.paths import ROOT
 
 STOPS = {SPECIAL.end, SPECIAL.eos}
 
