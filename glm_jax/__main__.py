@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from glm_jax.cli.common import choose
+
 VERBS = {
     "pretrain": "train a GLM on text by blank infilling",
     "finetune": "train a checkpoint on tasks",
@@ -16,10 +18,12 @@ VERBS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the verb that the first argument names with the others."""
-    verb, *rest = sys.argv[1:] if arguments is None else arguments
+    """Runs the verb that the first argument names with the others; by default those of the command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    summary = "GLM: language models trained by autoregressive blank infilling, in JAX."
+    verb, rest = choose("python -m glm_jax", summary, VERBS, arguments)
     sys.argv = [f"glm-jax {verb}", *rest]  # where absl and ml_collections look
-    importlib.import_module(f"glm_jax.cli.common.{verb}").main(rest)
+    importlib.import_module(f"glm_jax.cli.{verb}").main(rest)
 
 
 if __name__ == "__main__":

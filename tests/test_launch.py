@@ -139,7 +139,7 @@ def test_train_starts_what_its_first_word_says(arguments, verb, tmp_path):
     (tmp_path / "python").chmod(0o755)
     command = ["bash", tmp_path / "train.sh", *arguments, "--workdir=runs/my run"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert printed == f"-m glm_jax.{verb} --workdir=runs/my run\n"
+    assert printed == f"-m glm_jax {verb} --workdir=runs/my run\n"
 
 
 def test_images_are_of_pythons_and_extras_that_exist():

@@ -21,9 +21,9 @@ from glm_jax.training import setup
 DEEPER = 1.2  # what the deepest step may cost, in compilations of the shallowest
 WARM = 10.0  # seconds to the first step
 _START = (
-    "import sys, pickle; from glm_jax.cli import log_to_stderr; from glm_jax.heap import keep_freed_memory; "
-    "log_to_stderr(); keep_freed_memory(); config = pickle.load(sys.stdin.buffer); "
-    "from glm_jax.trainer import train; train(config, sys.argv[1])"
+    "import sys, pickle, logging; logging.basicConfig(level=logging.INFO, format='%(message)s'); "
+    "from glm_jax.training.host_memory import keep_freed_memory; keep_freed_memory(); "
+    "config = pickle.load(sys.stdin.buffer); from glm_jax.training.trainer import train; train(config, sys.argv[1])"
 )
 _FIRST_STEP = "first step done"
 

@@ -1,12 +1,61 @@
-"""What all verbs share: log lines for people, and one-line endings for problems that the user can mend."""
+"""What all verbs share: their parser, log lines for people, and one-line endings for problems that the user can mend."""
 
+import argparse
 import contextlib
 import logging
 import pathlib
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
-_PACKAGE = pathlib.Path(__file__).parent
+_PACKAGE = pathlib.Path(__file__).parents[1]  # glm_jax/
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of a verb: two examples in the help, no abbreviations, errors in one line with exit code 2."""
+
+    def __init__(self, prog: str, description: str, examples: Sequence[str]):
+        super().__init__(
+            prog=prog, description=description, epilog="\n  ".join(("examples:", *examples)), allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """As argparse does it, with the nearest names of an unknown option."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            from glm_jax.files import nearest
+
+            known = [name for action in self._actions for name in action.option_strings]
+            hint = f"; nearest: {nearest(rest[0].partition('=')[0], known)}" if rest[0].startswith("-") else ""
+            self.error(f"unknown argument {rest[0]!r}{hint}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with one line."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def choose(prog: str, summary: str, choices: Mapping[str, str], arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Splits the arguments into the name of one of `choices`, which are described in a line each, and the rest.
+
+    Prints the list and ends the process with code 0 where no name is given or help is asked for; ends it with one line
+    and code 2 for an unknown name.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, choices))
+        lines = [f"usage: {prog} NAME [arguments]", "", summary, ""]
+        lines += [f"  {name:<{width}}  {text}" for name, text in choices.items()]
+        print("\n".join([*lines, "", f"{prog} NAME --help explains one of them."]))
+        sys.exit(0)
+    name, *rest = arguments
+    if name not in choices:
+        from glm_jax.files import nearest
+
+        print(f"{prog}: unknown name {name!r}; nearest: {nearest(name, choices)}", file=sys.stderr)
+        sys.exit(2)
+    return name, rest
 
 
 def log_to_stderr() -> None:
@@ -14,11 +63,11 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax", "tensorflow_datasets", "matplotlib", "etils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("absl").addFilter(_worth_telling)
+    logging.getLogger("absl").addFilter(_is_relevant)
 
 
-def _worth_telling(record: logging.LogRecord) -> bool:
-    """Orbax warns that a folder which was opened for reading is read only."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Drops Orbax's warning that a folder which was opened for reading is read only."""
     return not any(words in record.getMessage() for words in ("read_only=True", "is read only"))
 
 
