@@ -1,4 +1,4 @@
-"""What all verbs share: their parser, log lines for people, and one-line endings for problems that the user can mend."""
+"""What all verbs share: the parser, log lines for people, and one-line errors for what the user can mend."""
 
 import argparse
 import contextlib

@@ -7,7 +7,7 @@ import pytest
 
 from glm_jax import __main__ as door
 from glm_jax.cli.common import one_line_errors
-from glm_jax.files import nearest
+from glm_jax.files import nearest, write_json_atomic
 from tests.helpers.paths import ROOT
 
 
@@ -40,16 +40,18 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys):
     assert capsys.readouterr().err == "python -m glm_jax: unknown name 'pretain'; nearest: pretrain\n"
 
 
+def _guarded(function, *arguments):
+    with one_line_errors():
+        function(*arguments)
+
+
 def test_an_error_of_the_package_ends_in_one_line():
-    def fail():
-        with one_line_errors():
-            nearest("x", 3)
+    with pytest.raises(SystemExit, match="ValueError: cannot write x as JSON"):
+        _guarded(write_json_atomic, "x", float("nan"))
 
-    with pytest.raises(TypeError):  # a fault of the program keeps its traceback
-        fail()
-    with pytest.raises(SystemExit, match="ValueError: cannot write x as JSON"), one_line_errors():
-        from glm_jax.files import write_json_atomic
 
-        write_json_atomic("x", float("nan"))
-    with pytest.raises(ValueError, match="invalid literal"), one_line_errors():
-        int("not of this package")
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(TypeError):
+        _guarded(nearest, "x", 3)
+    with pytest.raises(ValueError, match="invalid literal"):
+        _guarded(int, "not of this package")
