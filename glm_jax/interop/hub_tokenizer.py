@@ -135,7 +135,7 @@ def files(tokenizer: ReleasedTokenizer) -> dict[str, bytes]:
         "tokenizer_class": name,
         "auto_map": {"AutoTokenizer": [f"tokenization_glm.{name}", None]},
         "truncation_side": "left",
-        _OURS: tokenizer.settings() | {"fingerprint": tokenizer.fingerprint()},
+        _OURS: tokenizer.settings(),
     }
     if name == "GLMBertTokenizer":
         config["do_lower_case"] = True

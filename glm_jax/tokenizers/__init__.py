@@ -2,17 +2,14 @@
 
 import importlib
 import json
-import os
-import socket
 
 from etils import epath
 
-from glm_jax.tokenizers.base import Tokenizer, TokenizerError
+from glm_jax.tokenizers.base import SETTINGS_FILE, Tokenizer, TokenizerError
 from glm_jax.tokenizers.special import SpecialTokens
 
-__all__ = ["SpecialTokens", "Tokenizer", "TokenizerError", "load"]
+__all__ = ["SETTINGS_FILE", "SpecialTokens", "Tokenizer", "TokenizerError", "load"]
 
-SETTINGS_FILE = "tokenizer.json"
 # kind in tokenizer.json -> the class that reads it, imported only when needed
 KINDS = {
     "sentencepiece": ("glm_jax.tokenizers.sentencepiece_tokenizer", "SentencePieceTokenizer"),
@@ -42,18 +39,3 @@ def load(directory) -> Tokenizer:
         return getattr(importlib.import_module(module), name).load(directory, settings)
     except (FileNotFoundError, KeyError) as error:
         raise TokenizerError(f"the tokenizer in {directory} is incomplete: {error}") from error
-
-
-def write_settings(directory, settings: dict) -> None:
-    """Writes tokenizer.json; a tokenizer's `save` does this last, as the sign that it is complete."""
-    write_file(epath.Path(directory) / SETTINGS_FILE, (json.dumps(settings, indent=2) + "\n").encode())
-
-
-def write_file(path: epath.Path, content: bytes) -> None:
-    """Writes a file in one move, under a temporary name that no other process of any machine uses."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

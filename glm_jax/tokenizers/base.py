@@ -1,14 +1,22 @@
 """What the rest of GLM needs from a tokenizer, whatever its vocabulary is made of."""
 
 import abc
+import json
+import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Integer
 
+from glm_jax.files import write_atomic
 from glm_jax.tokenizers.special import SpecialTokens
 
+SETTINGS_FILE = "tokenizer.json"
+# `pad_vocab_to_multiple_of` in saved settings and in fingerprints. Saved tokenizers have this name, so it stays.
+MULTIPLE_KEY = "vocab_multiple"
 MASK_WORDS = {"[MASK]": "mask", "[sMASK]": "sentence_mask", "[gMASK]": "generation_mask"}
 SENTENCE_MARKS = ".?!;:。？！；…\n"  # noqa: RUF001 (Chinese marks)
 # A mask word swallows the whitespace on its left, as in the original: "a [MASK] b" is `a`, mask, ` b`, which is what
@@ -56,8 +64,23 @@ class Tokenizer(abc.ABC):
         """A hash that changes exactly when the ids of some text may change (hexadecimal)."""
 
     @abc.abstractmethod
-    def save(self, directory) -> None:
-        """Writes the tokenizer to `directory`, to be read by `glm_jax.tokenizers.load`."""
+    def files(self) -> dict[str, bytes]:
+        """The content of the vocabulary's files, by name."""
+
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The content of tokenizer.json: the tokenizer's "kind", and what its files do not say."""
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes the tokenizer to `directory`, to be read by `glm_jax.tokenizers.load`.
+
+        tokenizer.json is written last: where it exists, the tokenizer is complete.
+        """
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            write_atomic(directory / name, content)
+        write_atomic(directory / SETTINGS_FILE, json.dumps(self.settings(), indent=2) + "\n")
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of text that follows a special token directly; by default the same as `encode`."""

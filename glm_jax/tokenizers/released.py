@@ -11,10 +11,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from etils import epath
-
-from glm_jax.tokenizers.base import Tokenizer, TokenizerError
+from glm_jax.tokenizers.base import MULTIPLE_KEY, Tokenizer, TokenizerError
 from glm_jax.tokenizers.special import SpecialTokens
 
 # The original's name of a command token -> field of SpecialTokens.
@@ -107,10 +106,6 @@ class ReleasedTokenizer(Tokenizer):
     def _vocabulary_piece(self, token_id: int) -> str:
         """The vocabulary entry of an id below the vocabulary's size."""
 
-    @abc.abstractmethod
-    def files(self) -> dict[str, bytes]:
-        """The vocabulary's files, by the names that the hub's code expects."""
-
     def encode(self, text: str) -> list[int]:
         return self._encode_text(text) if text.strip() else []
 
@@ -154,25 +149,18 @@ class ReleasedTokenizer(Tokenizer):
             return self._of_id[token_id].text
         return self._vocabulary_piece(token_id) if token_id < self.size else f"[UNUSED{token_id}]"
 
-    def settings(self) -> dict:
-        """What, beside the vocabulary's files, makes this tokenizer; JSON."""
+    def _identity(self) -> dict[str, Any]:
         commands = [dataclasses.astuple(command) for command in self.commands]
-        return {"kind": self.kind, "pad_vocab_to_multiple_of": self.pad_vocab_to_multiple_of, "commands": commands}
+        return {"kind": self.kind, MULTIPLE_KEY: self.pad_vocab_to_multiple_of, "commands": commands}
+
+    def settings(self) -> dict[str, Any]:
+        return self._identity() | {"fingerprint": self.fingerprint()}
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.settings()).encode())
+        digest = hashlib.sha256(json.dumps(self._identity()).encode())
         for name, content in sorted(self.files().items()):
             digest.update(name.encode() + b"\0" + content)
         return digest.hexdigest()
-
-    def save(self, directory) -> None:
-        from glm_jax.tokenizers import write_file, write_settings
-
-        directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files().items():
-            write_file(directory / name, content)
-        write_settings(directory, self.settings() | {"fingerprint": self.fingerprint()})
 
     def with_commands(self, commands: Sequence[Command]) -> "ReleasedTokenizer":
         """The same vocabulary with other command tokens."""
@@ -187,7 +175,7 @@ class ReleasedTokenizer(Tokenizer):
     def load(cls, directory, settings: Mapping) -> "ReleasedTokenizer":
         """Reads what `save` wrote; `settings` is its tokenizer.json. Raises TokenizerError when a file has changed."""
         commands = [Command(*values) for values in settings["commands"]]
-        tokenizer = cls.from_files(directory, commands, settings["pad_vocab_to_multiple_of"])
+        tokenizer = cls.from_files(directory, commands, settings[MULTIPLE_KEY])
         if tokenizer.fingerprint() != settings["fingerprint"]:
             raise TokenizerError(f"the tokenizer in {directory} is not the one that was saved: a file is damaged")
         return tokenizer

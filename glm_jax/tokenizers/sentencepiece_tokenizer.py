@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Integer
 
-from glm_jax.tokenizers.base import Tokenizer, TokenizerError
+from glm_jax.tokenizers.base import MULTIPLE_KEY, Tokenizer, TokenizerError
 from glm_jax.tokenizers.special import SpecialTokens
 
 # Field of SpecialTokens -> its piece. Control pieces have ids but can never be produced by encoding text.
@@ -117,27 +117,22 @@ class SentencePieceTokenizer(Tokenizer):
         settings = json.dumps([self.pad_vocab_to_multiple_of, *self.special_ids()]).encode()
         return hashlib.sha256(b"sentencepiece" + settings + self._model).hexdigest()
 
-    def save(self, directory) -> None:
-        from glm_jax.tokenizers import write_file, write_settings
+    def files(self) -> dict[str, bytes]:
+        return {MODEL_FILE: self._model}
 
-        directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_file(directory / MODEL_FILE, self._model)
-        write_settings(
-            directory,
-            {
-                "kind": "sentencepiece",
-                "pad_vocab_to_multiple_of": self.pad_vocab_to_multiple_of,
-                "special": vars(self.special),
-            },
-        )
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": "sentencepiece",
+            MULTIPLE_KEY: self.pad_vocab_to_multiple_of,
+            "special": vars(self.special),
+        }
 
     @classmethod
     def load(cls, directory, settings: dict) -> "SentencePieceTokenizer":
         """Reads what `save` wrote; `settings` is its tokenizer.json."""
         model = (epath.Path(directory) / MODEL_FILE).read_bytes()
         special = SpecialTokens(**settings["special"])
-        return cls(model, pad_vocab_to_multiple_of=settings["pad_vocab_to_multiple_of"], special=special)
+        return cls(model, pad_vocab_to_multiple_of=settings[MULTIPLE_KEY], special=special)
 
 
 def processor(model: bytes) -> Any:

@@ -88,5 +88,8 @@ class Words(Tokenizer):
     def fingerprint(self):
         return "words"
 
-    def save(self, directory):
+    def files(self):
+        raise NotImplementedError
+
+    def settings(self):
         raise NotImplementedError

@@ -24,7 +24,10 @@ class Words(Tokenizer):
     def fingerprint(self):
         return ""
 
-    def save(self, directory):
+    def files(self):
+        raise NotImplementedError
+
+    def settings(self):
         raise NotImplementedError
 
 

@@ -108,6 +108,8 @@ def test_save_and_load(folding, tmp_path):
     assert (loaded.fingerprint(), loaded.special) == (folding.fingerprint(), folding.special)
     assert pickle.loads(pickle.dumps(folding)).encode(text) == folding.encode(text)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["sentencepiece.model", "tokenizer.json"]
+    settings = json.loads((tmp_path / "new" / "tokenizer.json").read_text())
+    assert settings == {"kind": "sentencepiece", "vocab_multiple": 128, "special": vars(folding.special)}
 
 
 def test_incomplete_or_unknown_saved_tokenizer(folding, tmp_path):
