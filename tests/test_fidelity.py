@@ -1,4 +1,4 @@
-"""docs/fidelity.md says what the tests do: every golden file has its rows, and the rows are those of today."""
+"""docs/fidelity.md is up to date: every golden file has its rows, and the rows match the tests."""
 
 import json
 import math
@@ -14,12 +14,13 @@ PAGE = page_lib.PAGE.read_text() if page_lib.PAGE.exists() else ""
 
 def test_every_golden_file_has_its_rows():
     present = {path.name for path in GOLDEN.iterdir()}
-    assert present <= page_lib.files().keys(), "add them to GOLDEN_SET of tests/fidelity.py"
-    assert {row[0] for row in page_lib.page_rows(PAGE)} == page_lib.files().keys(), "run python tests/fidelity.py"
+    assert present <= page_lib.files().keys(), "add them to GOLDEN_SET of tests/helpers/fidelity.py"
+    listed = {row[0] for row in page_lib.page_rows(PAGE)}
+    assert listed == page_lib.files().keys(), "run python -m tests.helpers.fidelity"
 
 
 def test_unmeasured_rows_are_those_of_today():
-    """Without running anything: which tests name a file, and what is not offered."""
+    """Checks what needs no run: which tests name a file, and what is not offered."""
     today = {row[0]: row for row in page_lib.page_rows(page_lib.render([]))}
     for row in page_lib.page_rows(PAGE):
         file, _, difference, bound, tests = row
@@ -28,9 +29,9 @@ def test_unmeasured_rows_are_those_of_today():
             for test in tests.split(", "):
                 assert "fidelity" in (page_lib.TESTS.parent / test).read_text(), row
         else:
-            assert row == today[file], "run python tests/fidelity.py"
+            assert row == today[file], "run python -m tests.helpers.fidelity"
     sections = [text.split("## Defaults")[1] for text in (PAGE, page_lib.render([]))]
-    assert sections[0] == sections[1], "run python tests/fidelity.py"
+    assert sections[0] == sections[1], "run python -m tests.helpers.fidelity"
 
 
 @pytest.mark.slow

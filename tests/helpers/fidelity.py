@@ -1,9 +1,9 @@
-"""What is compared with the original, how close it is, and the page that says so.
+"""Comparisons with the original, and the page docs/fidelity.md that lists them.
 
-    python tests/fidelity.py    # runs the comparing tests and writes docs/fidelity.md
+    python -m tests.helpers.fidelity    # runs the tests that compare and writes docs/fidelity.md
 
-A test compares through the fixture `fidelity`, which asserts, and while the page is made also writes down what it
-measured. A golden file needs a line in GOLDEN_SET; its rows come from the tests.
+A test compares through the fixture `fidelity`, which asserts. While the page is written, it also records what it
+measured. A golden file needs an entry in GOLDEN_SET; its rows come from the tests.
 """
 
 import collections
@@ -23,10 +23,10 @@ from tests.helpers import argument_defaults
 from tests.helpers.paths import TESTS
 
 PAGE = TESTS.parent / "docs/fidelity.md"
-RECORD = "GLM_JAX_FIDELITY"  # environment variable: the file to which measurements are appended
+RECORD = "GLM_JAX_FIDELITY"  # environment variable that names the file to which measurements are appended
 
-# Every file of the golden set -> what the original put there. A file without measurements shows the test that names
-# it; "->" says where the reason stands that there is none.
+# Golden file -> what the original stored in it. A file without measurements is listed with the tests that name it, or
+# after "->" with the section that explains why it is not compared.
 GOLDEN_SET = {
     "Model": {
         "ckpt_A.npz": "weights of a model with 3 layers of width 64",
@@ -36,16 +36,16 @@ GOLDEN_SET = {
         "variant_no_block_position.npz": "a model without the second position",
         "variant_attention_scale8.npz": "attention scaled by 8",
         "variant_transformer_xl.npz": "relative positions and memory -> differences.md, Transformer-XL",
-        "init_stats_12L_256H.json": "statistics of fresh weights",
+        "init_stats_12L_256H.json": "statistics of initial weights",
         "prompt_lstm.npz": "soft prompts through an LSTM",
         "prompt_mlp.npz": "soft prompts through an MLP",
-        "prompt_none.npz": "soft prompts as they are",
+        "prompt_none.npz": "soft prompts without an encoder",
         "seqcls_cls.npz": "classifier head on [CLS]",
         "seqcls_start.npz": "classifier head on the start token",
         "seqcls_pad.npz": "classifier head on the last token of Part A",
     },
     "Training": {
-        "lr_schedules.npz": "learning rates of all pretraining scripts, and of other styles",
+        "lr_schedules.npz": "learning rates of all pretraining scripts, and of other schedules",
         "param_groups_A.json": "parameters with and without weight decay",
         "train_steps_A.npz": "twelve AdamW steps",
         "argument_defaults.json": "defaults of the command line",
@@ -110,82 +110,83 @@ GOLDEN_SET = {
     },
 }
 
-HEAD = """# How close it is to the original
+HEAD = """# Fidelity to the original
 
-<!-- Written by `python tests/fidelity.py`; change the tests or that file, and run it again. -->
+<!-- Written by `python -m tests.helpers.fidelity`. Change the tests or that file, and run it again. -->
 
-The original is THUDM/GLM at commit 4f61ed7, run in float32 on a CPU without dropout; `tests/golden/` holds what it
-computed. Differences are the largest absolute ones over all elements and cases, or relative to the largest element of
-a tensor where that is said; float32 on another machine may change their last digits. "Equal" is equality of every
-element. What differs on purpose stands in [differences.md](differences.md)."""
+This page lists every comparison with the original, THUDM/GLM at commit 4f61ed7. The original ran in float32 on a CPU
+without dropout; `tests/golden/` holds what it computed. A difference is the largest absolute difference over all
+elements and cases. "Relative" divides it by the largest element of each tensor, and "equal" means that every element
+is the same. `at most` is the tolerance of the test. On another machine, the last digits of float32 may differ. The
+differences that are intended are in [differences.md](differences.md)."""
 
 
 class Fidelity:
-    """Compares with golden arrays in a test. Every method asserts, and says which row of the page it stands for."""
+    """Compares with golden arrays in a test. Every method asserts and records one row of the page."""
 
     def __init__(self, test: str):
         self._test = test
 
-    def close(self, file, what, found, expected, tolerance, *, relative=False):
-        """Trees of arrays differ by `tolerance` at most; `relative`: to the largest element of each array."""
+    def close(self, file, what, actual, expected, tolerance, *, relative=False):
+        """Asserts that trees of arrays differ by at most `tolerance`; `relative` scales by the largest element."""
 
         def difference(a, b):
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
             assert a.shape == b.shape, f"{file}: {what}: shapes {a.shape} and {b.shape}"
             return np.abs(a - b).max(initial=0.0) / (np.abs(b).max(initial=0.0) if relative else 1.0)
 
-        worst = max(jax.tree.leaves(jax.tree.map(difference, found, expected)))
+        worst = max(jax.tree.leaves(jax.tree.map(difference, actual, expected)))
         self.within(file, what + (" (relative)" if relative else ""), worst, tolerance)
 
-    def equal(self, file, what, found, expected):
-        """Trees of arrays, or plain values, are equal."""
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, f"{file}: {what}"), found, expected)
+    def equal(self, file, what, actual, expected):
+        """Asserts that trees of arrays, or plain values, are equal."""
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, f"{file}: {what}"), actual, expected)
         self._write(file, what, 0.0, None)
 
     def compared(self, file, what):
-        """The test has asserted that every element is equal, piece by piece."""
+        """Records that the test itself has asserted that every element is equal."""
         self._write(file, what, 0.0, None)
 
     def within(self, file, what, difference, tolerance):
-        """A distance that the test has measured itself is `tolerance` at most."""
+        """Asserts that a difference which the test has measured itself is at most `tolerance`."""
         assert difference <= tolerance, f"{file}: {what} differs by {difference:.3g}, more than {tolerance:g}"
         self._write(file, what, float(difference), tolerance)
 
     def _write(self, file, what, difference, tolerance):
-        assert file in files(), f"{file} is not in GOLDEN_SET of tests/fidelity.py"
+        assert file in files(), f"{file} is not in GOLDEN_SET of tests/helpers/fidelity.py"
         if os.environ.get(RECORD):
             with open(os.environ[RECORD], "a") as out:
                 out.write(json.dumps([file, what, difference, tolerance, self._test.split("::")[0]]) + "\n")
         else:
             bound = "exact" if tolerance is None else f"{tolerance:g}"
             assert (file, what, bound) in {(row[0], row[1], row[3]) for row in page_rows(PAGE.read_text())}, (
-                f"docs/fidelity.md has no row ({file}, {what}, {bound}): run python tests/fidelity.py"
+                f"docs/fidelity.md has no row ({file}, {what}, {bound}): run python -m tests.helpers.fidelity"
             )
 
 
 def files() -> dict[str, str]:
-    """Every golden file -> what it holds."""
+    """Golden file -> what it holds."""
     return {file: holds for group in GOLDEN_SET.values() for file, holds in group.items()}
 
 
 @functools.cache
 def page_rows(page: str) -> list[tuple[str, ...]]:
-    """(file, compared, difference, at most, tests) of every row."""
+    """Rows of the page: (file, compared, difference, at most, tests)."""
     lines = [line for line in page.splitlines() if line.startswith("| `")]
     return [tuple(cell.strip(" `") for cell in line.strip("|").split("|")) for line in lines]
 
 
 def tests_that_name(file: str) -> list[str]:
-    """Test modules in which a golden file is named; the ending may be left out, but for names of one plain word."""
+    """Test modules that name a golden file. The suffix may be omitted if the name contains an underscore."""
     path = pathlib.PurePath(file)
     ending = re.escape(path.suffix)
     pattern = re.compile(rf"""["'/]{path.stem}{f"({ending})?" if "_" in path.stem else ending}["'/]""")
-    found = [path for path in sorted(TESTS.rglob("test_*.py")) if pattern.search(path.read_text())]
-    return [path.relative_to(TESTS.parent).as_posix() for path in found]
+    modules = [path for path in sorted(TESTS.rglob("test_*.py")) if pattern.search(path.read_text())]
+    return [path.relative_to(TESTS.parent).as_posix() for path in modules]
 
 
 def render(measurements) -> str:
-    """The page, from (file, compared, difference, tolerance, test) measurements."""
+    """Returns the page for measurements (file, compared, difference, tolerance, test)."""
     rows = collections.defaultdict(dict)
     for file, what, difference, tolerance, test in measurements:
         bound = "exact" if tolerance is None else f"{tolerance:g}"
@@ -207,9 +208,9 @@ def render(measurements) -> str:
 
 
 def _defaults():
-    """The defaults that differ on purpose, as a section."""
+    """Returns the section of defaults that differ intentionally."""
     golden = json.loads((TESTS / "golden/argument_defaults.json").read_text())
-    page = ["\n\n## Defaults that differ on purpose\n", "| the original | | here | | why |", "|---|---|---|---|---|"]
+    page = ["\n\n## Defaults that differ intentionally\n", "| the original | | here | | why |", "|---|---|---|---|---|"]
     for argument, (key, why) in argument_defaults.DIFFERENT.items():
         value = argument_defaults.ours(key)
         page.append(f"| --{argument.replace('_', '-')} | {golden[argument]} | {key} | {value} | {why} |")
@@ -217,14 +218,14 @@ def _defaults():
 
 
 def measure() -> list[list]:
-    """Runs every test that has the fixture `fidelity`, and returns what they wrote down."""
+    """Runs the whole test suite and returns the recorded measurements."""
     with tempfile.TemporaryDirectory() as folder:
         record = pathlib.Path(folder) / "measurements"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", str(TESTS)]
         environment = {**os.environ, RECORD: str(record), "PYTHONPATH": str(TESTS.parent)}
         done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"the tests failed, the page is as it was:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+            sys.exit(f"the tests failed; the page is unchanged:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
         return [json.loads(line) for line in record.read_text().splitlines()]
 
 

@@ -34,7 +34,7 @@ def test_every_golden_schedule_is_checked():
 @pytest.mark.parametrize("run", STYLES)
 def test_schedule_equals_original(run, fidelity):
     rate, _ = golden_schedule(run, clamp=False)
-    what = "rates, 13 schedules, before and behind their end"
+    what = "rates, 13 schedules, before and after their end"
     fidelity.close("lr_schedules.npz", what, rate(LR[f"{run}/steps"]), LR[f"{run}/lr"], 1e-16)
     first = np.array([rate(n) for n in range(30)])
     what = "rates of the first 30 optimizer steps"
