@@ -1,14 +1,108 @@
 """Every key of a run, with its default. A file in configs/ takes this and changes what it is about."""
 
 import dataclasses
-import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from glm_jax.corruption.config import CorruptionConfig
+from glm_jax.files import nearest
 from glm_jax.model.config import GLMConfig
+
+KINDS = ("pretrain", "finetune")
+
+# Keys of earlier versions and their names now. Saved runs are read with them; in a config file or on the command line
+# an old key is an error that names the new one.
+OLD_KEYS = {
+    "duration": "train_duration",
+    "accumulation": "grad_accumulation_steps",
+    "rules": "logical_axis_rules",
+    "show_every": "sample_every",
+    "keep_last": "max_to_keep",
+    "schedule.peak": "schedule.peak_lr",
+    "schedule.decay_ratio": "schedule.final_lr_ratio",
+    "optimizer.multipliers": "optimizer.lr_multipliers",
+    "corruption.side_by_side": "corruption.pack_objectives",
+    "corruption.longest_span": "corruption.max_span_length",
+    "corruption.cap_rate": "corruption.overflow_prob",
+    "corruption.cut_rate": "corruption.truncation_rate",
+    "data.workers": "data.tokenize_workers",
+    "data.read_workers": "data.loader_workers",
+    "data.tokenizer.vocab_multiple": "data.tokenizer.pad_vocab_to_multiple_of",
+}
+
+
+class Config(ConfigDict):
+    """A ConfigDict that, once locked, answers the assignment of an unknown key with the key that was meant."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.is_locked and key not in self:
+            raise KeyError(unknown_key(key, self))
+        super().__setitem__(key, value)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The error message for a config key that does not exist: its new name, or the nearest of the `known` keys.
+
+    `key` is dotted ("schedule.peak"), or the last part of it where `known` are the keys of one section.
+    """
+    for old, new in OLD_KEYS.items():
+        if key == old or key == old.rpartition(".")[2]:
+            return f"config key {key!r} was renamed to {new if key == old else new.rpartition('.')[2]!r}"
+    return f"unknown config key {key!r}; nearest: {nearest(key, known)}"
+
+
+def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a config.json with the keys of today: old names are replaced, and `kind` is added.
+
+    Keys that the run did not know are left out; see `with_defaults`.
+    """
+    upgraded = {key: dict(value) if isinstance(value, Mapping) else value for key, value in saved.items()}
+    if isinstance(tokenizer := upgraded.get("data", {}).get("tokenizer"), Mapping):
+        upgraded["data"]["tokenizer"] = dict(tokenizer)
+    for old, new in OLD_KEYS.items():
+        *sections, name = old.split(".")
+        section: Any = upgraded
+        for part in sections:
+            section = section.get(part, {}) if isinstance(section, dict) else {}
+        if isinstance(section, dict) and name in section:
+            section[new.rpartition(".")[2]] = section.pop(name)
+    upgraded.setdefault("kind", "finetune" if "tasks" in saved else "pretrain")
+    return upgraded
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """An upgraded config with the defaults of keys that are newer than the run: they stand for what it did."""
+
+    def merged(defaults: Mapping[str, Any], values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        missing = {key: value for key, value in defaults.items() if key not in values}
+        return missing | {
+            key: merged(defaults[key], value) if isinstance(defaults.get(key), Mapping) else value
+            for key, value in values.items()
+        }
+
+    return merged((finetune() if saved["kind"] == "finetune" else pretrain()).to_dict(), saved)
+
+
+def _with_types(kind: type, values: Mapping[str, Any]) -> Config:
+    """A section for the fields of a dataclass. A field without a value gets a placeholder of its annotated type."""
+    hints, section = typing.get_type_hints(kind), Config(convert_dict=False)
+    for name, value in values.items():
+        section[name] = placeholder(_plain_type(hints[name])) if value is None else value
+    return section
+
+
+def _plain_type(hint: Any) -> type:
+    """The type that a value of this annotation has when it is not None."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return typing.get_origin(hint) or hint
 
 
 def pretrain() -> ConfigDict:
@@ -16,25 +110,28 @@ def pretrain() -> ConfigDict:
 
     Durations are text with a unit: steps, tokens, examples, epochs, or % of the run.
     """
-    config = ConfigDict()
+    config = Config()
+    config.kind = "pretrain"
     config.seed = 0
     config.train_duration = "100000 steps"
     config.batch_size = 256  # examples per optimizer step, over all devices and micro batches
     config.grad_accumulation_steps = 1  # micro batches per step; must divide batch_size
-    config.init_from = None  # folder of another run whose parameters this one starts from
+    config.init_from = placeholder(str)  # folder of another run whose parameters this one starts from
 
-    config.data = ConfigDict()
+    config.data = Config()
     config.data.corpora = ({"source": "bible"},)  # see glm_jax.data.CorpusSpec
     config.data.sequence_length = 512  # L, raw tokens of a row; the model sees L + 2 · (blanks that fit)
     config.data.packing = "contiguous"  # or "sampled", the original's windows
     config.data.sample_one_document = False
     config.data.non_sentence_start = 0.0
     config.data.data_dir = "data"  # corpora and tokens are prepared here once
-    config.data.tokenize_workers = None  # processes that tokenise; None: all cores
+    config.data.tokenize_workers = placeholder(int)  # processes that tokenise; None: all cores
     config.data.loader_workers = 0  # processes that make batches; 0: threads of the training process, enough for most
-    config.data.tokenizer = ConfigDict()
-    config.data.tokenizer.path = None  # a tokenizer folder; None trains SentencePiece on the corpus
-    config.data.tokenizer.vocabulary = None  # bert, roberta, gpt2, chinese: `path` has the files of that vocabulary
+    config.data.tokenizer = Config()
+    config.data.tokenizer.path = placeholder(str)  # a tokenizer folder; None trains SentencePiece on the corpus
+    config.data.tokenizer.vocabulary = placeholder(
+        str
+    )  # bert, roberta, gpt2, chinese: `path` has the files of that vocabulary
     config.data.tokenizer.task_masks = False  # with `vocabulary`: it gets [gMASK] and [sMASK]
     config.data.tokenizer.block_mask = False  # with `vocabulary`: it gets [dBLOCK]
     config.data.tokenizer.fix_command_token = True  # with `vocabulary`: False for the ids of 10b-chinese
@@ -45,15 +142,15 @@ def pretrain() -> ConfigDict:
     config.data.tokenizer.pad_vocab_to_multiple_of = 128
     config.data.tokenizer.training_megabytes = 200.0
 
-    config.model = ConfigDict(convert_dict=False)
-    config.model.size = None  # a named size (glm_jax.GLMConfig.named), whose fields the others replace
-    for field in dataclasses.fields(GLMConfig):
-        default = field.default if field.default is not dataclasses.MISSING else None
-        config.model[field.name] = default  # None: from `size`; vocab_size None: the tokenizer's
+    fields = {field.name: field.default for field in dataclasses.fields(GLMConfig)}
+    config.model = _with_types(  # None: from `size`; vocab_size None: the tokenizer's
+        GLMConfig, {name: None if value is dataclasses.MISSING else value for name, value in fields.items()}
+    )
+    config.model.size = placeholder(str)  # a named size (glm_jax.GLMConfig.named), whose fields the others replace
 
-    config.corruption = ConfigDict(dataclasses.asdict(CorruptionConfig()))  # see glm_jax.CorruptionConfig
+    config.corruption = _with_types(CorruptionConfig, dataclasses.asdict(CorruptionConfig()))  # see CorruptionConfig
 
-    config.optimizer = ConfigDict()
+    config.optimizer = Config()
     config.optimizer.name = "adamw"  # or "adafactor"
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
@@ -62,15 +159,16 @@ def pretrain() -> ConfigDict:
     config.optimizer.max_grad_norm = 1.0  # None: no clipping
     config.optimizer.lr_multipliers = ()  # (pattern, factor) pairs; 0 freezes
 
-    config.schedule = ConfigDict()
+    config.schedule = Config()
     config.schedule.name = "cosine"  # linear, constant, inverse_square_root, exponential
     config.schedule.peak_lr = 4e-4
     config.schedule.warmup = "5 %"  # of the decay
     config.schedule.decay = "100 %"
-    config.schedule.decay_ratio = 0.1
+    config.schedule.final_lr_ratio = 0.1  # the rate after the decay, divided by the peak
 
-    config.mesh = ConfigDict()  # sizes of data, fsdp, tensor; -1 takes the rest; all None: chosen and explained
-    config.mesh.data = config.mesh.fsdp = config.mesh.tensor = None
+    config.mesh = Config()  # sizes of data, fsdp, tensor; -1 takes the rest; all None: chosen and explained
+    for axis in ("data", "fsdp", "tensor"):
+        config.mesh[axis] = placeholder(int)
     config.logical_axis_rules = ()  # (logical axis, mesh axes) pairs that replace those of glm_jax.sharding.RULES
 
     config.log_every = "100 steps"
@@ -80,6 +178,7 @@ def pretrain() -> ConfigDict:
     config.checkpoint_every = "1000 steps"
     config.max_to_keep = 2
     config.keep_best = True  # also keep the checkpoint of the lowest validation loss, of those saved at an evaluation
+    config.patience = placeholder(int)  # evaluations without a better result that end the run; None: never
     config.compilation_cache = ""  # folder of compiled programs; "": JAX_COMPILATION_CACHE_DIR, else none
     return config.lock()
 
@@ -96,10 +195,12 @@ def finetune() -> ConfigDict:
 
     Defaults are the original's (its arguments, and config_tasks/task_*.sh). Epochs count the training examples.
     """
-    config = ConfigDict(pretrain())
+    config = Config(pretrain())
     with config.unlocked():
+        config.kind = "finetune"
         del config.corruption
-        config.data = ConfigDict({"data_dir": "data", "tokenize_workers": None, "sequence_length": None})
+        config.data = Config({"data_dir": "data", "loader_workers": 0})
+        config.data.tokenize_workers, config.data.sequence_length = placeholder(int), placeholder(int)
         config.init_from = "runs/quickstart"  # a run, a folder of the hub, or the original's checkpoint
         config.tokenizer = placeholder(str)  # folder of a tokenizer, for checkpoints without one
         config.tasks = ()  # names as `evaluate` takes them, or dicts for glm_jax.tasks.task.from_settings
@@ -109,7 +210,6 @@ def finetune() -> ConfigDict:
         config.few_shot = placeholder(int)  # this many training examples
         config.few_shot_seed = 0  # chooses them
         config.seeds = placeholder(tuple)  # several runs, whose results are averaged; None: one run with config.seed
-        config.patience = placeholder(int)  # evaluations without a better score that end the run; None: never
         config.loss = "cross_entropy"  # of candidates: hinge, generative, mix, adapet
         config.label_smoothing = placeholder(float)  # of written answers; None: the task's
         config.length_penalty = placeholder(float)  # of candidates' scores; None: the task's
@@ -117,9 +217,11 @@ def finetune() -> ConfigDict:
         config.classes = placeholder(int)  # of the classifier; computed
         config.packed_length = placeholder(int)  # tokens of a row that several written answers share; None: a row each
         config.eval_batch_size = 16  # changes no result
+    hints = typing.get_type_hints(GLMConfig)
     with config.model.ignore_type():
         for field in config.model:  # the checkpoint's; only what OVERRIDABLE names may be replaced
-            config.model[field] = placeholder(OVERRIDABLE[field]) if field in OVERRIDABLE else None
+            hint = OVERRIDABLE.get(field) or (str if field == "size" else _plain_type(hints[field]))
+            config.model[field] = placeholder(object if hint is Any else hint)
     config.train_duration = "20 epochs"
     config.batch_size = 16
     config.optimizer.b2, config.optimizer.eps = 0.999, 1e-8
@@ -173,7 +275,7 @@ def original_large(size: str) -> ConfigDict:
     config.schedule.peak_lr = 2e-4  # Table 7, the script's json
     config.schedule.warmup = "8000 steps"  # Table 7; --warmup .05 of the decay
     config.schedule.decay = "160000 steps"  # --lr-decay-iters
-    config.schedule.decay_ratio = 0.05  # --lr-decay-ratio
+    config.schedule.final_lr_ratio = 0.05  # --lr-decay-ratio
     return config
 
 
@@ -186,8 +288,7 @@ def build(kind: type, values: Any, **computed) -> Any:
     values = {**values, **{key: value for key, value in computed.items() if values.get(key) is None}}
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=3) or names
-            raise ValueError(f"{kind.__name__} has no field {key!r}; nearest: {', '.join(near)}")
+            raise ValueError(f"{kind.__name__} has no field {key!r}; nearest: {nearest(key, names)}")
     return kind(**values)
 
 

@@ -104,7 +104,7 @@ def test_rates_are_those_of_the_original(name, stage):
     schedule = setup.resolve_durations(config)
     rate = optimizer.schedule(
         config.schedule.name, config.schedule.peak_lr, schedule.decay, warmup=schedule.warmup,
-        decay_ratio=config.schedule.decay_ratio,
+        final_lr_ratio=config.schedule.final_lr_ratio,
     )  # fmt: skip
     factor = 2e-4 / LR["large/args"][0] if golden == "large" else 1.0
     steps = LR[f"{golden}/steps"]

@@ -50,7 +50,7 @@ def get_config(stage="longer"):
     config.schedule.peak_lr = 1e-4 if first else 3e-5  # the scripts' json
     config.schedule.warmup = "7000 steps" if first else "250 steps"  # --warmup .04 and .005 of the decay
     config.schedule.decay = "175000 steps" if first else "50000 steps"  # --lr-decay-iters
-    config.schedule.decay_ratio = 0.1  # --lr-decay-ratio
+    config.schedule.final_lr_ratio = 0.1  # --lr-decay-ratio
     config.log_every = "50 steps" if first else "25 steps"  # --log-interval
     config.checkpoint_every = "2000 steps" if first else "5000 steps"  # --save-interval
     return config

@@ -52,7 +52,7 @@ def get_config(stage="longer"):
     config.schedule.peak_lr = 1e-4 if first else 3e-5  # the scripts' json
     config.schedule.warmup = "4800 steps" if first else "500 steps"  # --warmup .04 and .025 of the decay
     config.schedule.decay = "120000 steps" if first else "20000 steps"  # --lr-decay-iters
-    config.schedule.decay_ratio = 0.1  # --lr-decay-ratio
+    config.schedule.final_lr_ratio = 0.1  # --lr-decay-ratio
     config.log_every = "50 steps"  # --log-interval
     config.checkpoint_every = "2000 steps"  # --save-interval
     return config

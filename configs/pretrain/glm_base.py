@@ -27,5 +27,5 @@ def get_config():
     config.schedule.peak_lr = 4e-4  # Table 7, the script's json
     config.schedule.warmup = "6000 steps"  # Table 7; --warmup .05 of the decay
     config.schedule.decay = "120000 steps"  # --lr-decay-iters
-    config.schedule.decay_ratio = 0.05  # --lr-decay-ratio
+    config.schedule.final_lr_ratio = 0.05  # --lr-decay-ratio
     return config

@@ -38,7 +38,7 @@ def get_config():
     config.schedule.peak_lr = 4e-4  # the script's json
     config.schedule.warmup = "8000 steps"  # --warmup .04 of the decay
     config.schedule.decay = "200000 steps"  # --lr-decay-iters
-    config.schedule.decay_ratio = 0.1  # --lr-decay-ratio
+    config.schedule.final_lr_ratio = 0.1  # --lr-decay-ratio
     config.log_every = "50 steps"  # --log-interval
     config.checkpoint_every = "2000 steps"  # --save-interval
     return config

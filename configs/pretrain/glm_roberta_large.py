@@ -31,6 +31,6 @@ def get_config():
     config.schedule.peak_lr = 4e-4  # Table 7, the script's json
     config.schedule.warmup = "30000 steps"  # Table 7; --warmup .06 of the decay
     config.schedule.decay = "500000 steps"  # --lr-decay-iters
-    config.schedule.decay_ratio = 0.025  # --lr-decay-ratio
+    config.schedule.final_lr_ratio = 0.025  # --lr-decay-ratio
     config.checkpoint_every = "2500 steps"  # --save-interval
     return config

@@ -35,7 +35,7 @@ def get_config():
     config.optimizer.b2 = 0.99
     config.schedule.peak_lr = 1.5e-3
     config.schedule.warmup = "3 %"
-    config.schedule.decay_ratio = 0.02
+    config.schedule.final_lr_ratio = 0.02
     config.log_every = "50 steps"
     config.eval_every = "350 steps"
     config.eval_examples = 240  # ten batches

@@ -111,7 +111,9 @@ def load_tokenizer(spec: TokenizerSpec, corpora: list[Corpus], data_dir: str) ->
     options = dataclasses.asdict(spec)
     for released in ("vocabulary", "task_masks", "block_mask", "fix_command_token"):
         del options[released]
-    identity = json.dumps([options, [corpus.identity("train") for corpus in corpora]])
+    # The name of this field in the folders that exist.
+    named = {"vocab_multiple" if key == "pad_vocab_to_multiple_of" else key: value for key, value in options.items()}
+    identity = json.dumps([named, [corpus.identity("train") for corpus in corpora]])
     directory = os.path.join(data_dir, "tokenizers", hashlib.sha256(identity.encode()).hexdigest()[:16])
     if os.path.exists(os.path.join(directory, tokenizers.SETTINGS_FILE)):
         return tokenizers.load(directory)

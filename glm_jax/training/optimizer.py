@@ -5,7 +5,6 @@ layer normalisation and biases are not decayed, embeddings are, and clipping mul
 One thing is not: its linear schedule becomes negative after its end (see `schedule`).
 """
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,51 +16,53 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from glm_jax.files import nearest
+
 SCHEDULES = ("linear", "cosine", "constant", "inverse_square_root", "exponential")
 OPTIMIZERS = ("adamw", "adafactor")
 
 
 def schedule(
     name: str,
-    peak: float,
+    peak_lr: float,
     decay_steps: int,
     warmup: int | float = 0,
-    decay_ratio: float = 0.1,
+    final_lr_ratio: float = 0.1,
     clamp: bool = True,
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the number of steps taken before (0 at the first step).
 
-    With N = decay_steps and w warm-up steps: `peak * n / w` while n <= w, then for q = (n - w) / (N - w)
-      linear               peak * (1 - (1 - decay_ratio) * q)
-      cosine               peak * (decay_ratio + (1 - decay_ratio) * (1 + cos(pi * q)) / 2)
-      constant             peak
-      inverse_square_root  peak * sqrt(max(w, 1) / n), as T5 (Raffel et al. 2020); decay_ratio is not used
-      exponential          peak: in the original this name does not decay
-    After N, linear and cosine stay at `peak * decay_ratio`. The original's linear schedule goes on falling and becomes
-    negative; `clamp=False` reproduces that. Up to N both are equal.
+    With N = decay_steps and w warm-up steps: `peak_lr * n / w` while n <= w, then for q = (n - w) / (N - w)
+      linear               peak_lr * (1 - (1 - final_lr_ratio) * q)
+      cosine               peak_lr * (final_lr_ratio + (1 - final_lr_ratio) * (1 + cos(pi * q)) / 2)
+      constant             peak_lr
+      inverse_square_root  peak_lr * sqrt(max(w, 1) / n), as T5 (Raffel et al. 2020); final_lr_ratio is not used
+      exponential          peak_lr: in the original this name does not decay
+    After N, linear and cosine stay at `peak_lr * final_lr_ratio`. The original's linear schedule goes on falling and
+    becomes negative; `clamp=False` reproduces that. Up to N both are equal.
 
     The returned function accepts a traced int32 (result float32) or a Python or NumPy number (result float64).
 
     Args:
       name: one of SCHEDULES.
-      peak: highest learning rate.
+      peak_lr: highest learning rate.
       decay_steps: N, at least 1.
       warmup: int, a number of steps; or float below 1, a fraction of N (may be part of a step, as in the original).
         At most half of N, as in the original. 0 starts at the peak.
-      decay_ratio: final rate divided by the peak.
+      final_lr_ratio: final rate divided by the peak.
       clamp: keep the linear schedule at its final value after N.
 
     Raises:
       ValueError: unknown name or a value outside of these rules.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}; {_nearest(name, SCHEDULES)}")
+        raise ValueError(f"unknown schedule {name!r}; choose from {nearest(name, SCHEDULES)}")
     if isinstance(decay_steps, bool) or int(decay_steps) != decay_steps or decay_steps < 1:
         raise ValueError(f"decay_steps = {decay_steps!r}: must be a whole number of steps, at least 1")
-    if not (math.isfinite(peak) and peak >= 0):
-        raise ValueError(f"peak learning rate = {peak!r}: must be finite and not negative")
-    if not 0 <= decay_ratio <= 1:
-        raise ValueError(f"decay_ratio = {decay_ratio!r}: must be between 0 and 1 (final rate / peak)")
+    if not (math.isfinite(peak_lr) and peak_lr >= 0):
+        raise ValueError(f"peak_lr = {peak_lr!r}: must be finite and not negative")
+    if not 0 <= final_lr_ratio <= 1:
+        raise ValueError(f"final_lr_ratio = {final_lr_ratio!r}: must be between 0 and 1 (final rate / peak)")
     if isinstance(warmup, bool) or not warmup >= 0:
         raise ValueError(f"warmup = {warmup!r}: must be a number of steps (int) or a fraction of decay_steps (float)")
     if isinstance(warmup, float) and warmup >= 1:
@@ -78,9 +79,9 @@ def schedule(
         n = xp.asarray(count, np.float64 if xp is np else np.float32)
         q = (n - warmup_steps) / (decay_steps - warmup_steps)
         if name == "linear":
-            factor = 1.0 - (1.0 - decay_ratio) * (xp.minimum(q, 1.0) if clamp else q)
+            factor = 1.0 - (1.0 - final_lr_ratio) * (xp.minimum(q, 1.0) if clamp else q)
         elif name == "cosine":
-            factor = decay_ratio + (1.0 - decay_ratio) * (1.0 + xp.cos(xp.pi * xp.minimum(q, 1.0))) / 2.0
+            factor = final_lr_ratio + (1.0 - final_lr_ratio) * (1.0 + xp.cos(xp.pi * xp.minimum(q, 1.0))) / 2.0
         elif name == "inverse_square_root":
             start = max(warmup_steps, 1.0)
             factor = xp.sqrt(start / xp.maximum(n, start))
@@ -88,7 +89,7 @@ def schedule(
             factor = xp.ones_like(n)
         if warmup_steps > 0:
             factor = xp.where(n <= warmup_steps, n / warmup_steps, factor)
-        return peak * factor
+        return peak_lr * factor
 
     return rate
 
@@ -181,7 +182,7 @@ def make_optimizer(
       ValueError: unknown name, bad number, a pattern that decides about no parameter, or nothing left to train.
     """
     if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; {_nearest(name, OPTIMIZERS)}")
+        raise ValueError(f"unknown optimizer {name!r}; choose from {nearest(name, OPTIMIZERS)}")
     for key, value, valid in (("b1", b1, 0 <= b1 < 1), ("b2", b2, 0 <= b2 < 1), ("eps", eps, eps > 0)):
         if not valid:
             raise ValueError(f"{key} = {value!r}: Adam needs 0 <= b1, b2 < 1 and eps > 0")
@@ -257,7 +258,7 @@ def _multipliers(params: Any, patterns: Sequence[tuple[str, float]]) -> dict[str
         if i not in first.values():
             raise ValueError(
                 f"multiplier pattern {pattern!r} decides about no parameter (whole names must match, the first match "
-                f"wins); {_nearest(pattern, names)}"
+                f"wins); choose from {nearest(pattern, names)}"
             )
     return {name: 1.0 if i is None else float(patterns[i][1]) for name, i in first.items()}
 
@@ -270,8 +271,3 @@ def _name(path: tuple) -> str:
 
 def _map_names(function, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: function(_name(path)), tree)
-
-
-def _nearest(word: str, words: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, words, n=3, cutoff=0.4) or words
-    return f"choose from {', '.join(close)}"

@@ -86,8 +86,10 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
 
     Raises ValueError for what is wrong with a config before data is touched.
     """
-    if "corruption" not in config:
-        raise ValueError("this config has no text to learn: take one of configs/pretrain/, or start glm_jax.finetune")
+    if config.kind != "pretrain":
+        raise ValueError(
+            "this config is for fine-tuning: take one of configs/pretrain/, or start the verb finetune with it"
+        )
     _check_batch(config)
     corruption = corruption_config(config)
     _check_masks(config.data.tokenizer, corruption)
@@ -100,7 +102,7 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
     for slot in corruption.slots():
         slot.capacity(length)
     check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
-    mesh, rules = check_mesh(config, devices)
+    mesh, rules = check_mesh(config, devices, several_texts=corruption.short_sequence_prob > 0)
     slots, micro_batch = len(corruption.slots()), config.batch_size // config.grad_accumulation_steps
     if micro_batch % (slots * sharding.batch_shards(mesh, rules)):
         raise ValueError(
@@ -111,8 +113,10 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
     return mesh, rules
 
 
-def check_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mesh, sharding.Rules]:
-    """The part of `check` that does not depend on what is learned."""
+def check_mesh(
+    config: ConfigDict, devices: Sequence[Any] | None = None, *, several_texts: bool = False
+) -> tuple[Mesh, sharding.Rules]:
+    """The part of `check` that holds for every kind of run. `several_texts`: a row may hold texts of its own."""
     _check_batch(config)
     shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
     model = config_lib.model_config(config.model, 1)
@@ -122,7 +126,7 @@ def check_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> tupl
     with jax.set_mesh(mesh):
         check_backend(
             model.attention_backend, model.dtype, model.head_width, dropout_rate=model.attention_dropout,
-            several_texts=config.get("corruption", {}).get("short_sequence_prob", 0) > 0,
+            several_texts=several_texts,
         )  # fmt: skip
     if shared := set(sharding.rule_axes("batch", rules)) & set(sharding.rule_axes("vocab", rules)):
         raise ValueError(
@@ -170,7 +174,7 @@ def resolve_durations(config: ConfigDict, rows: int | None = None) -> StepSchedu
     steps = functools.partial(
         durations.to_steps,
         batch_size=config.batch_size,
-        tokens_per_example=config.data.get("sequence_length"),
+        tokens_per_example=config.data.sequence_length,
         examples_per_epoch=rows,
     )
     total = steps(config.train_duration, name="train_duration")
@@ -245,7 +249,7 @@ def make_setup_for(
         config.schedule.peak_lr,
         schedule.decay,
         warmup=schedule.warmup,
-        decay_ratio=config.schedule.decay_ratio,
+        final_lr_ratio=config.schedule.final_lr_ratio,
     )
     with _active(mesh, rules):
         key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: a planned mesh cannot hold it

@@ -11,7 +11,7 @@ EQUAL = {
     "gradient_accumulation_steps": "grad_accumulation_steps",
     "clip_grad": "optimizer.max_grad_norm",
     "adam_beta1": "optimizer.b1",
-    "lr_decay_ratio": "schedule.decay_ratio",
+    "lr_decay_ratio": "schedule.final_lr_ratio",
     "log_interval": "log_every",
     "eval_interval": "eval_every",
     "seq_length": "data.sequence_length",

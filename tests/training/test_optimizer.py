@@ -76,8 +76,8 @@ def test_schedule_edges():
         (("cosine", 1.0, 10, 0.6), "more than half"),
         (("cosine", 1.0, 10, 1.0), "fraction below 1"),
         (("cosine", 1.0, 10, -1), "warmup = -1"),
-        (("cosine", float("nan"), 10), "peak learning rate"),
-        (("cosine", 1.0, 10, 0, 1.5), "decay_ratio = 1.5"),
+        (("cosine", float("nan"), 10), "peak_lr = nan"),
+        (("cosine", 1.0, 10, 0, 1.5), "final_lr_ratio = 1.5"),
     ],
 )
 def test_schedule_refuses(arguments, message):

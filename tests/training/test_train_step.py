@@ -38,7 +38,7 @@ CONFIG_A = GLMConfig(
 def test_twelve_steps_equal_the_original(fidelity):
     """Losses, gradient norms, rates and the final parameters of the original's AdamW run."""
     golden = np.load(GOLDEN / "train_steps_A.npz")
-    rate = optimizer.schedule("cosine", 4e-3, 20, warmup=0.1, decay_ratio=0.05)
+    rate = optimizer.schedule("cosine", 4e-3, 20, warmup=0.1, final_lr_ratio=0.05)
     params = from_state_dict(dict(np.load(GOLDEN / "ckpt_A.npz")), CONFIG_A.num_heads)
     tx = optimizer.make_optimizer(params, rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, max_grad_norm=1.0)
     batches = {name: golden[name] for name in ("input_ids", "position_ids", "sep", "target", "loss_mask")}
