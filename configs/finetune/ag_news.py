@@ -1,11 +1,11 @@
-"""Topics of AG's news, by filling a blank.
+"""AG News topic classification by filling a blank.
 
     python -m glm_jax finetune --config=configs/finetune/ag_news.py --workdir=runs/ag_news
 
-Wants data/ag_news/{train,validation,test}.jsonl, lines {"label": 0 to 3, "title": ..., "description": ...}, and the
-checkpoint runs/enwik8 (configs/pretrain/enwik8.py). The pattern is the original's number 4; rate and epochs are for a
-small model. Measured on two shared CPU cores, five minutes: accuracy 86.0 on 800 test examples, from 5,000 training
-examples and one seed.
+Needs data/ag_news/{train,validation,test}.jsonl with lines {"label": 0 to 3, "title": ..., "description": ...}, and the
+checkpoint runs/enwik8 (configs/pretrain/enwik8.py). The pattern is number 4 of the original. Learning rate and epochs
+are for a small model. Hardware: two shared CPU cores. Wall time: five minutes. Accuracy: 86.0 on 800 test examples,
+trained on 5,000 examples with one seed.
 """
 
 from glm_jax import config as defaults

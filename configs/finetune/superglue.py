@@ -1,16 +1,18 @@
-r"""A task of SuperGLUE by cloze, as the original fine-tunes GLM-Large on it; with :10b behind it, GLM-10B.
+r"""SuperGLUE tasks by cloze, as the original fine-tunes GLM-Large on them, or GLM-10B with the suffix :10b.
 
     python -m glm_jax finetune --config=configs/finetune/superglue.py:boolq --workdir=runs/boolq \
         --config.init_from=CHECKPOINT
 
-Wants SuperGLUE's folders in data/ (BoolQ/train.jsonl ...). Hardware: any that holds the model; `plan` says which.
-Patterns, epochs and batches: config_tasks/task_*.sh of the original, with lengths of glm_jax.tasks.task; linear decay
-after 10 % of warm-up, rate 1e-5, weight decay 0.1. Not measured here with the released weights.
+Needs SuperGLUE's folders in data/ (BoolQ/train.jsonl ...). Hardware: any that holds the model; `plan` says which. Not
+measured with the released weights.
+
+Patterns, epochs and batches: config_tasks/task_*.sh of the original. Lengths are in glm_jax/tasks/task.py. Linear decay
+after 10 % of warm-up, learning rate 1e-5, weight decay 0.1.
 """
 
 from glm_jax import config as defaults
 
-# pattern, epochs, epochs of GLM-10B, examples a step
+# pattern, epochs, epochs for GLM-10B, examples per step
 TASKS = {
     "boolq": (4, 20, 24, 16),
     "cb": (3, 50, 100, 16),
@@ -24,10 +26,10 @@ TASKS = {
 
 
 def get_config(task):
-    """TASK or TASK:10b."""
+    """`task`: TASK or TASK:10b."""
     name, _, size = task.partition(":")
     if name not in TASKS or size not in ("", "10b"):
-        raise ValueError(f"{task!r} is no task: choose from {', '.join(TASKS)}, or TASK:10b")
+        raise ValueError(f"unknown task {task!r}: choose from {', '.join(TASKS)}, or TASK:10b")
     pattern, epochs, epochs_10b, batch = TASKS[name]
     config = defaults.finetune()
     config.tasks = (f"{name}:{pattern}",)

@@ -1,11 +1,11 @@
-"""GLM-10B, 9.9 G parameters: all three objectives on the Pile, on rows of 512 tokens, then of 1024.
+"""GLM-10B, 9.9 G parameters: all three objectives on the Pile, on rows of 512 tokens, then 1024.
 
     python -m glm_jax pretrain --config=configs/pretrain/glm_10b.py:first --workdir=runs/glm_10b_first
     python -m glm_jax pretrain --config=configs/pretrain/glm_10b.py --workdir=runs/glm_10b
 
-The second command goes on from the parameters of the first; --config.init_from=None trains on long rows from the start.
+The second command starts from the parameters of the first. --config.init_from=None trains on long rows from scratch.
 
-Hardware: the original's launcher stands at 32 nodes of 8 GPUs. Wall time and loss: not measured here.
+Hardware: the original's launcher uses 32 nodes of 8 GPUs. Wall time and loss: not measured here.
 
 Scripts: config/ds_block_10B.sh and ds_block_10B_longer.sh of the original with their json files. Not in the paper.
 """
@@ -19,16 +19,16 @@ def get_config(stage="longer"):
         raise ValueError(f"stage {stage!r} of GLM-10B must be 'first' or 'longer'")
     first = stage == "first"
     config = defaults.original("10b")  # 48 layers, width 4096, 64 heads, 1024 positions
-    # --train-iters is 250,000 for both. The second counts on from the first, and its rate would fall below zero: here
-    # it ends with its decay.
+    # --train-iters is 250,000 for both. The second stage continues the count of the first, and its learning rate would
+    # fall below zero. Here the stage ends with its decay.
     config.train_duration = "250000 steps" if first else "50000 steps"
-    # 21 and 8 rows a GPU, the scripts' json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
+    # 21 and 8 rows per GPU, the scripts' json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
     config.batch_size = 21 * 256 if first else 8 * 256
     config.init_from = None if first else "runs/glm_10b_first"  # --load, --no-load-lr-scheduler
-    # What fits TPU slices from v5e:16x16 on (docs/scale.md); none of it changes a result.
+    # Fits TPU slices from v5e:16x16 on (docs/scale.md). It does not change the results.
     config.grad_accumulation_steps = 7 if first else 4
 
-    # The Pile and CC-News: --train-data. Files of one source are drawn by their tokens, as in the original.
+    # The Pile and CC-News: --train-data. Files are sampled in proportion to their tokens, as in the original.
     config.data.corpora = ({"source": "texts/pile/*.jsonl.zst", "validation_fraction": 0.05},)
     config.data.sequence_length = 512 if first else 1024  # --seq-length
     config.data.tokenizer.vocabulary = "gpt2"  # --tokenizer-type GPT2BPETokenizer

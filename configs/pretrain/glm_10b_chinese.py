@@ -1,11 +1,11 @@
-"""GLM-10B-Chinese, 9.9 G parameters: all three objectives on Chinese text, on rows of 512 tokens, then of 1024.
+"""GLM-10B-Chinese, 9.9 G parameters: all three objectives on Chinese text, on rows of 512 tokens, then 1024.
 
     python -m glm_jax pretrain --config=configs/pretrain/glm_10b_chinese.py:first --workdir=runs/glm_10b_chinese_first
     python -m glm_jax pretrain --config=configs/pretrain/glm_10b_chinese.py --workdir=runs/glm_10b_chinese
 
-The second command goes on from the parameters of the first; --config.init_from=None trains on long rows from the start.
+The second command starts from the parameters of the first. --config.init_from=None trains on long rows from scratch.
 
-Hardware: the original's launcher stands at 32 nodes of 8 GPUs. Wall time and loss: not measured here.
+Hardware: the original's launcher uses 32 nodes of 8 GPUs. Wall time and loss: not measured here.
 
 Scripts: config/ds_block_10B_chinese.sh and ds_block_10B_chinese_longer.sh of the original with their json files. Not in
 the paper.
@@ -20,23 +20,24 @@ def get_config(stage="longer"):
         raise ValueError(f"stage {stage!r} of GLM-10B-Chinese must be 'first' or 'longer'")
     first = stage == "first"
     config = defaults.original("10b-chinese")  # 48 layers, width 4096, 64 heads, 1024 positions
-    # --train-iters is 150,000 for both; the second counts on from the first. It ends with its decay here.
+    # --train-iters is 150,000 for both, and the second stage continues the count of the first. Here it ends with its
+    # decay.
     config.train_duration = "150000 steps" if first else "20000 steps"
-    # 21 and 8 rows a GPU, the scripts' json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
+    # 21 and 8 rows per GPU, the scripts' json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
     config.batch_size = 21 * 256 if first else 8 * 256
     config.init_from = None if first else "runs/glm_10b_chinese_first"  # --load, --no-load-lr-scheduler
-    # What fits TPU slices from v5e:16x16 on (docs/scale.md); none of it changes a result.
+    # Fits TPU slices from v5e:16x16 on (docs/scale.md). It does not change the results.
     config.grad_accumulation_steps = 7 if first else 4
 
-    # WuDaoCorpora, Baike, Zhihu: --train-data. Files of one source are drawn by their tokens, as in the original.
+    # WuDaoCorpora, Baike, Zhihu: --train-data. Files are sampled in proportion to their tokens, as in the original.
     config.data.corpora = ({"source": "texts/chinese/*.jsonl.zst", "validation_fraction": 0.05},)
     config.data.sequence_length = 512 if first else 1024  # --seq-length
     config.data.tokenizer.vocabulary = "chinese"
     config.data.tokenizer.path = "vocabularies/chinese"
     config.data.tokenizer.task_masks = True
     config.data.tokenizer.block_mask = True
-    # The scripts lack --fix-command-token: [gMASK] has the id of <|endofpiece|>. False repeats that, and fits the
-    # original's weights; a new model is better off with True.
+    # The scripts lack --fix-command-token, so [gMASK] has the id of <|endofpiece|>. False reproduces that and fits the
+    # original's weights. For a new model, True is better.
     config.data.tokenizer.fix_command_token = False
 
     config.corruption.blank_infilling = 0.5  # --bert-prob

@@ -2,10 +2,10 @@
 
     python -m glm_jax pretrain --config=configs/pretrain/glm_2b.py --workdir=runs/glm_2b
 
-Hardware: the original's launcher stands at 32 nodes of 8 GPUs. Wall time and loss: not measured here.
+Hardware: the original's launcher uses 32 nodes of 8 GPUs. Wall time and loss: not measured here.
 
-Scripts: config/ds_block_2B.sh and config_block_2B.json, in the history of the original (f83be82, a2e509c); not in the
-paper. The script starts from an earlier run of its own; here it starts afresh.
+Scripts: config/ds_block_2B.sh and config_block_2B.json, in the history of the original (f83be82, a2e509c). Not in the
+paper. The script starts from an earlier run; this config starts from scratch.
 """
 
 from glm_jax import config as defaults
@@ -15,10 +15,10 @@ def get_config():
     """250,000 steps of 8192 rows."""
     config = defaults.original("2b")  # 36 layers, width 2048, 32 heads, 1024 positions
     config.train_duration = "250000 steps"  # --train-iters
-    config.batch_size = 8192  # 32 rows a GPU, the script's json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
-    config.grad_accumulation_steps = 8  # fits TPU slices from 16 chips on (docs/scale.md); it changes no result
+    config.batch_size = 8192  # 32 rows per GPU, the script's json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
+    config.grad_accumulation_steps = 8  # fits TPU slices from 16 chips on (docs/scale.md); does not change results
 
-    # The Pile and CC-News: --train-data. Files of one source are drawn by their tokens, as in the original.
+    # The Pile and CC-News: --train-data. Files are sampled in proportion to their tokens, as in the original.
     config.data.corpora = ({"source": "texts/pile/*.jsonl.zst", "validation_fraction": 0.05},)
     config.data.sequence_length = 512  # --seq-length
     config.data.tokenizer.vocabulary = "gpt2"  # --tokenizer-type GPT2BPETokenizer

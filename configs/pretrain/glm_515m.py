@@ -1,12 +1,12 @@
-"""GLM-515M: blank infilling and long texts, as GLM-Doc but larger.
+"""GLM-515M: a larger GLM-Doc, with blank infilling and document generation.
 
     python -m glm_jax pretrain --config=configs/pretrain/glm_515m.py --workdir=runs/glm_515m
 
-Hardware: the paper names none for it. Wall time and loss: not measured here.
+Hardware: not named in the paper. Wall time and loss: not measured here.
 
 Source: the paper, sections 2.2 and 3.3, and for the shape (30 layers, width 1152, 18 heads)
-config_tasks/model_blocklm_1.5_generation.sh. The original has no pretraining script of it; what the paper does not say
-is GLM-Large's.
+config_tasks/model_blocklm_1.5_generation.sh. The original has no pretraining script for it. Values that the
+paper does not give are those of GLM-Large.
 """
 
 from glm_jax import config as defaults
@@ -15,8 +15,8 @@ from glm_jax import config as defaults
 def get_config():
     """GLM-Large's recipe with half of the examples from the document objective."""
     config = defaults.original_large("515m")
-    # As GLM-Doc: equal chance, one [MASK] for both (no --task-mask in the script above).
+    # As in GLM-Doc: equal probabilities, and the same [MASK] for both (the script above has no --task-mask).
     config.corruption.blank_infilling = 0.5
     config.corruption.document = 0.5
-    config.corruption.pack_objectives = True  # 8 % fewer products than rows that could hold either
+    config.corruption.pack_objectives = True  # 8 % less matmul work than rows that could hold either objective
     return config

@@ -2,7 +2,7 @@
 
     python -m glm_jax pretrain --config=configs/pretrain/glm_large_chinese.py --workdir=runs/glm_large_chinese
 
-Hardware: the original's launcher stands at 32 nodes of 8 GPUs. Wall time and loss: not measured here.
+Hardware: the original's launcher uses 32 nodes of 8 GPUs. Wall time and loss: not measured here.
 
 Scripts: config/ds_block_large_chinese.sh and config_block_large_chinese.json of the original. Not in the paper.
 """
@@ -14,10 +14,10 @@ def get_config():
     """250,000 steps of 8192 rows."""
     config = defaults.original("large-chinese")  # 24 layers, width 1024, 16 heads, 1024 positions
     config.train_duration = "250000 steps"  # --train-iters
-    config.batch_size = 8192  # 32 rows a GPU, the script's json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
-    config.grad_accumulation_steps = 8  # fits TPU slices from 16 chips on (docs/scale.md); it changes no result
+    config.batch_size = 8192  # 32 rows per GPU, the script's json; 256 GPUs, scripts/ds_pretrain_nvidia.sh
+    config.grad_accumulation_steps = 8  # fits TPU slices from 16 chips on (docs/scale.md); does not change results
 
-    # WuDaoCorpora, Baike, Zhihu: --train-data. Files of one source are drawn by their tokens, as in the original.
+    # WuDaoCorpora, Baike, Zhihu: --train-data. Files are sampled in proportion to their tokens, as in the original.
     config.data.corpora = ({"source": "texts/chinese/*.jsonl.zst", "validation_fraction": 0.05},)
     config.data.sequence_length = 512  # --seq-length
     config.data.tokenizer.vocabulary = "chinese"  # --fix-command-token is the default here

@@ -2,11 +2,11 @@
 
     python -m glm_jax pretrain --config=configs/pretrain/glm_roberta_large.py --workdir=runs/glm_roberta_large
 
-Hardware: 16 rows at a time and 8 micro batches on each of 64 GPUs make the paper's batch. Wall time and loss: not
+Hardware: the paper's batch is 8 micro batches of 16 rows on each of 64 GPUs. Wall time and loss: not
 measured here.
 
 Scripts: config/ds_blockta_large.sh and config_blockta_large.json of the original. Table 7 of the paper has the same
-batch, rate, warm-up and weight decay, but a cosine decay and 250,000 steps.
+batch, learning rate, warm-up and weight decay, but cosine decay and 250,000 steps.
 """
 
 from glm_jax import config as defaults
@@ -19,12 +19,12 @@ def get_config():
     config.batch_size = 8192  # Table 7
     config.grad_accumulation_steps = 8  # the script's json
 
-    # Wikipedia and BooksCorpus, CC-News, OpenWebText: --train-data. Documents by tokens, as files of one source are.
+    # Wikipedia and BooksCorpus, CC-News, OpenWebText: --train-data. Files are sampled by their tokens.
     config.data.corpora = ({"source": "texts/roberta/*.jsonl.zst", "validation_fraction": 0.05},)
     config.data.sequence_length = 512  # --seq-length
     config.data.tokenizer.vocabulary = "roberta"
     config.data.tokenizer.path = "vocabularies/roberta"
-    config.data.tokenizer.task_masks = True  # --task-mask; without other objectives it only adds two ids
+    config.data.tokenizer.task_masks = True  # --task-mask; with one objective it only adds two ids
 
     config.optimizer.weight_decay = 0.01  # Table 7, the script's json
     config.schedule.name = "linear"  # --lr-decay-style; the paper says cosine

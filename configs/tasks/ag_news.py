@@ -1,7 +1,9 @@
-"""Topics of AG's news, zero-shot: python -m glm_jax evaluate --checkpoint RUN --tasks configs/tasks/ag_news.py
+"""AG News topic classification.
 
-Wants data/ag_news/{train,validation,test}.jsonl, lines {"label": 0 to 3, "title": ..., "description": ...}.
-Hardware: any. The pattern is the original's number 4.
+    python -m glm_jax evaluate --checkpoint RUN --tasks configs/tasks/ag_news.py
+
+Needs data/ag_news/{train,validation,test}.jsonl with lines {"label": 0 to 3, "title": ..., "description": ...}.
+Hardware: any. The pattern is number 4 of the original.
 """
 
 task = {

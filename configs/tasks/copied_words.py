@@ -1,7 +1,7 @@
-"""Words in random order, to be written as they are: practice in copying, beside a task that rewords its source.
+"""Practice in copying: words in random order, to be written unchanged. It accompanies a task that rewrites its source.
 
-A small model that sees sentences only learns to recite them; words without order cannot be recited. The words are
-those of the World English Bible's verses, by the splits of kjv_to_web.
+A small model memorizes sentences instead of learning to copy; words in random order cannot be memorized. The words are
+those of the verses of the World English Bible, with the splits of kjv_to_web.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from glm_jax.tasks.seq2seq import modernisation, verse_pairs
 
 
 def shuffled_verses(split):
-    """Examples whose source and target are the same words; each verse has an order of its own."""
+    """Yields examples whose source and target are the same words, in a random order per verse."""
     for example in verse_pairs(split):
         words = example.fields["target"].split()
         random.Random(example.id).shuffle(words)
