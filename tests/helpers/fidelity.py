@@ -218,7 +218,7 @@ def _defaults():
 
 
 def measure() -> list[list]:
-    """Runs the whole test suite and returns the recorded measurements."""
+    """Runs every test that uses the fixture `fidelity` and returns the recorded measurements."""
     with tempfile.TemporaryDirectory() as folder:
         record = pathlib.Path(folder) / "measurements"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", str(TESTS)]

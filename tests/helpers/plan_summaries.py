@@ -1,6 +1,8 @@
-"""Small plans as goldens: shardings and collectives. Write them anew: python tests/plan_summaries.py
+"""Golden summaries of small plans: shardings and collectives.
 
-One file for each libtpu, because another compiler may choose other collectives.
+    PYTHONPATH=.venv/libtpu JAX_PLATFORMS=cpu python -m tests.helpers.plan_summaries    # writes tests/plans/
+
+There is one file per libtpu version, because another compiler may choose other collectives.
 """
 
 import importlib.metadata
