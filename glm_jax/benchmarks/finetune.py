@@ -42,7 +42,7 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
         own.model.update(dataclasses.asdict(model))
     if own.head == "classifier":
         with own.unlocked(), own.ignore_type():
-            own.classes = len(tasks[0].prompt.verbalizer)
+            own.classes = len(tasks[0].template.verbalizer)
     examples = list(itertools.islice(_made_up(tasks[0], words), 4 * own.batch_size))
     tokenizer = _WordHashes(model.vocab_size)
     task = dataclasses.replace(tasks[0], source=lambda split: examples)
@@ -66,8 +66,7 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
 
         measured = beside_products(step, model.dtype)
     rate = measured.flops_per_second * jax.device_count()
-    batch = rows.cloze.batch
-    flops = useful_flops(model, batch) / own.batch_size
+    flops = useful_flops(model, rows) / own.batch_size
     return {
         "figure": own.batch_size / measured.seconds,
         "unit": "examples/s",
@@ -80,8 +79,8 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
         "model": size,
         "dtype": model.dtype,
         "batch_size": own.batch_size,
-        "columns": int(batch.tokens.shape[1]),
-        "columns_in_use": float(np.where(batch.target_weights > 0, batch.target_index + 1, 0).max(1).mean()),
+        "columns": int(rows.tokens.shape[1]),
+        "columns_in_use": float(np.where(rows.target_weights > 0, rows.target_index + 1, 0).max(1).mean()),
         "counting": "useful work as in training/flops.py: real positions, visible pairs, targets; backward twice",
     }
 
@@ -124,6 +123,6 @@ class _Fields(dict):
 
 
 def _made_up(task: AnyTask, words: int) -> Iterator[Example]:
-    labels: Mapping | None = task.prompt.verbalizer if isinstance(task, Task) else None
+    labels: Mapping | None = task.template.verbalizer if isinstance(task, Task) else None
     for number, label in enumerate(itertools.cycle(labels or [None])):
         yield Example(f"made-up-{number}", _Fields(number, words), label)

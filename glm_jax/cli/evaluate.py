@@ -28,15 +28,15 @@ def main(arguments: list[str] | None = None) -> None:
     log_to_stderr()
     with one_line_errors():
         from glm_jax.evaluation import results as results_lib
-        from glm_jax.evaluation import run
         from glm_jax.evaluation.baselines import baselines
         from glm_jax.evaluation.classifier import with_head
+        from glm_jax.evaluation.run import LANGUAGE_TASKS, evaluate_named
         from glm_jax.interop import load
         from glm_jax.interop.load import with_tokenizer
         from glm_jax.tasks.task import find
 
         names = [name.strip() for name in arguments.tasks.split(",")]
-        others = [name for name in names if name.partition(":")[0] not in results_lib.LANGUAGE]
+        others = [name for name in names if name.partition(":")[0] not in LANGUAGE_TASKS]
         found = {name: find(name, arguments.data) for name in others}  # a name in error shows before the work starts
         loaded = load(arguments.checkpoint, tokenizer=arguments.tokenizer)
         with_tokenizer(loaded.tokenizer, arguments.checkpoint, "--tokenizer")
@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         )  # fmt: skip
         results, params = [], with_head(loaded.params, loaded.classifier)
         for name in names:
-            results.append(run.evaluate(loaded.model, params, loaded.tokenizer, name, options, arguments.data))
+            results.append(evaluate_named(loaded.model, params, loaded.tokenizer, name, options, arguments.data))
             if arguments.baselines and name in found:
                 results += baselines(found[name], options)
             if arguments.out:  # after every task: a later one that fails takes nothing away
-                results_lib.write(results, arguments.out, arguments.checkpoint)
-    print(results_lib.table(results))
+                results_lib.write_results(results, arguments.out, arguments.checkpoint)
+    print(results_lib.results_table(results))

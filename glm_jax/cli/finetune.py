@@ -23,7 +23,7 @@ def _run(arguments: list[str]) -> None:
         processes.start(_HOSTS.value, _HOST_TIMEOUT.value)
         from glm_jax.tuning import run
 
-        print(run.table(run.fine_tune(_CONFIG.value, _WORKDIR.value)))
+        print(run.format_summary(run.finetune(_CONFIG.value, _WORKDIR.value)))
 
 
 def main(arguments: list[str]) -> None:

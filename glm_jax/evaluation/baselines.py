@@ -1,4 +1,4 @@
-"""What a number stands beside: the most frequent class, a linear model of counted words, the source as it is.
+"""Baselines without a neural network: the most frequent class, a linear model of word counts, the copied source.
 
 The linear model is logistic regression on TF-IDF of words and pairs of neighbours, the usual first thing to beat on
 short texts (Jurafsky and Martin, Speech and Language Processing, chapters 5 and 6).
@@ -18,50 +18,57 @@ from jaxtyping import Array, Float, Int
 
 from glm_jax.evaluation.generation import as_lines
 from glm_jax.evaluation.results import Options, Result, result_of
-from glm_jax.tasks.examples import Example, read
-from glm_jax.tasks.prompts import Mark
+from glm_jax.tasks.examples import Example, error_context, read
 from glm_jax.tasks.seq2seq import Seq2SeqTask
-from glm_jax.tasks.task import AnyTask, Task, named_example
+from glm_jax.tasks.task import AnyTask, Task
+from glm_jax.tasks.templates import Mark
 
 PENALTY = 0.1  # of the squared weights: half of it for every training example's nat
 _WORD = re.compile(r"\b\w\w+\b")
 
 
 def baselines(task: AnyTask, options: Options, train_split: str = "train") -> list[Result]:
-    """The results of what needs no model, on the examples of `options`.
+    """The results of the baselines for a task, on the examples of `options`.
 
-    With fixed classes: `majority` and `TF-IDF`, which learn from `train_split`; they read what the prompt writes. Of
-    sequence to sequence: `copy`, the source as the answer. Of other tasks: none.
-    Raises TaskError for a split or an example that cannot be used.
+    For tasks with fixed classes: `majority` and `TF-IDF`, which learn from `train_split`; TF-IDF reads the template's
+    text. For sequence to sequence: `copy`, the source as the answer. For other tasks: none.
+
+    Raises:
+      TaskError: a split or an example that cannot be used.
     """
     if isinstance(task, Seq2SeqTask):
         examples = read(task.source, options.split, options.limit)
         return [_copied(task, examples, options)] if "source" in examples[0].fields else []
-    if not isinstance(task, Task) or task.prompt.verbalizer is None or task.prompt.per_candidate:
+    if not isinstance(task, Task) or task.template.verbalizer is None or task.template.per_candidate:
         return []
-    known, asked = read(task.source, train_split), read(task.source, options.split, options.limit)
-    classes = len(task.prompt.verbalizer)
-    labels = np.array([named_example(e, task.prompt.label_index, e.label, e.fields) for e in known], np.int32)
+    train, test = read(task.source, train_split), read(task.source, options.split, options.limit)
+    classes = len(task.template.verbalizer)
+    labels = []
+    for example in train:
+        with error_context(example):
+            labels.append(task.template.label_index(example.label, example.fields))
+    labels = np.array(labels, np.int32)
     counts = np.bincount(labels, minlength=classes).tolist()
     scores = {
-        "majority": [counts] * len(asked),
-        "TF-IDF": linear_scores([_text(task, e) for e in known], labels, [_text(task, e) for e in asked], classes),
+        "majority": [counts] * len(test),
+        "TF-IDF": linear_scores([_text(task, e) for e in train], labels, [_text(task, e) for e in test], classes),
     }
-    nothing = (False,) * classes
+    greedy = (False,) * classes
     return [
-        result_of(task, asked, [(row, nothing) for row in rows], options, f"{task.name}, {kind}")
+        result_of(task, test, [(row, greedy) for row in rows], options, f"{task.name}, {kind}")
         for kind, rows in scores.items()
     ]
 
 
 def _text(task: Task, example: Example) -> str:
-    parts = named_example(example, task.prompt.pattern, example.fields)
+    with error_context(example):
+        parts = task.template.pattern(example.fields)
     return "".join(" " if isinstance(part, Mark) else part for part in parts)
 
 
 def _copied(task, examples, options):
     texts, references = ([e.fields[name] for e in examples] for name in ("source", "target"))
-    numbers = task.score([as_lines(text) for text in texts], [as_lines(text) for text in references])
+    numbers = task.metric([as_lines(text) for text in texts], [as_lines(text) for text in references])
     rows = [
         {"id": e.id, "split": options.split, "prediction": text, "reference": reference}
         for e, text, reference in zip(examples, texts, references, strict=True)
@@ -70,20 +77,20 @@ def _copied(task, examples, options):
 
 
 def linear_scores(
-    known: Sequence[str], labels: Int[np.ndarray, "N"], asked: Sequence[str], classes: int
+    train: Sequence[str], labels: Int[np.ndarray, "N"], test: Sequence[str], classes: int
 ) -> list[list[float]]:
-    """Log-probabilities of the classes of every text `asked`, by logistic regression on the texts `known`.
+    """Log-probabilities of the classes of every text in `test`, by logistic regression on the N texts in `train`.
 
-    A feature is a word of at least two characters, or a pair of neighbours, in lower case; its value is
-    (1 + log count) · (1 + log((1 + N) / (1 + texts that have it))), and a text's features have length 1 together.
+    A feature is a word of at least two characters, or two adjacent words, in lower case. Its value is
+    (1 + log count) · (1 + log((1 + N) / (1 + number of texts that have it))); the vector of a text has length 1.
     """
-    counted = [collections.Counter(_features(text)) for text in known]
+    counted = [collections.Counter(_features(text)) for text in train]
     texts_with = collections.Counter(itertools.chain.from_iterable(counted))
     number = {feature: i for i, feature in enumerate(texts_with)}
-    rarity = np.array([1 + np.log((1 + len(known)) / (1 + n)) for n in texts_with.values()], np.float32)
+    rarity = np.array([1 + np.log((1 + len(train)) / (1 + n)) for n in texts_with.values()], np.float32)
     training = _vectors(counted, number, rarity)
     weights = _fit(*training, jnp.asarray(labels), len(number), classes)
-    others = _vectors([collections.Counter(_features(text)) for text in asked], number, rarity)
+    others = _vectors([collections.Counter(_features(text)) for text in test], number, rarity)
     return np.asarray(jax.nn.log_softmax(_logits(weights, *others))).tolist()
 
 

@@ -4,22 +4,28 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from glm_jax.evaluation.cloze import candidate_logprobs
+from glm_jax.evaluation.results import Options, Result, prediction_row
 from glm_jax.model.losses import token_losses
 from glm_jax.model.transformer import GLM
-from glm_jax.tasks.encoding import Answer, Encoded, collate, encode_example
+from glm_jax.tasks import metrics
+from glm_jax.tasks.batch import collate
+from glm_jax.tasks.encoding import Encoded, encode_candidates, encode_example
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import Example, Source, json_lines, open_text
-from glm_jax.tasks.prompts import Cloze, ClozeContext
+from glm_jax.tasks.examples import Example, Source, error_context, json_lines, open_text, read
+from glm_jax.tasks.task import Prediction
+from glm_jax.tasks.text_cleaning import detokenize_wikitext
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.special import SpecialTokens
 
-_BUCKET = 64
+_LENGTH_MULTIPLE = 64  # sizes are rounded up to this, so that few shapes are compiled
 
 
 def windows(
@@ -30,14 +36,17 @@ def windows(
     *,
     unidirectional: bool = False,
 ) -> Iterator[Encoded]:
-    """Every token of a document but the first, predicted once.
+    """Rows that predict every token of a document but the first, once.
 
-    (Without overlap and `unidirectional`, as in the original, the first token of each window is given.)
+    (With `overlap=None` and `unidirectional`, as in the original, the first token of each window is given.)
 
-    Windows of length - 1 tokens start every `overlap` tokens (None: every length - 1). What a window predicts, and the
-    one before did not reach, is its last `overlap` tokens; the others stand before the blank, in Part A. With
-    `unidirectional` Part A holds the first token only, and the others come behind the start token, without loss.
-    Rows: [CLS] prompt [gMASK] | [START] text; up to length + 1 tokens. Raises TaskError for lengths that leave nothing.
+    Windows of length - 1 tokens start every `overlap` tokens (None: every length - 1 tokens). A window predicts its
+    last `overlap` tokens, which the window before it did not reach; the others precede the blank, in Part A. With
+    `unidirectional` Part A holds the first token only, and the others follow the start token, without loss.
+    Rows: [CLS] prompt [gMASK] | [START] text; up to length + 1 tokens.
+
+    Raises:
+      TaskError: lengths that leave nothing to predict.
     """
     width = length - 1
     step = width if overlap is None else overlap
@@ -51,15 +60,17 @@ def windows(
         if not text:
             continue
         context = [special.cls, *tokens[:prompt], special.generation_mask]
-        known = max(0, width - step - 1) if number and unidirectional else 0
-        yield encode_example(special.start, context, [Answer(len(context) - 1, text, known=known)])
+        given = max(0, width - step - 1) if number and unidirectional else 0
+        yield encode_example(special.start, context, [len(context) - 1], [text], given=given)
 
 
 def lambada_row(tokenizer: Tokenizer, text: str, length: int, *, unidirectional: bool = False) -> Encoded:
     """The last word of a passage as a blank: [CLS] context [gMASK] [EOS] | [START] word, cut on the left.
 
-    With `unidirectional` only the first token of the context stands before the blank, the rest behind the start token.
-    Raises TaskError for a text of fewer than two words.
+    With `unidirectional` only the first token of the context precedes the blank; the others follow the start token.
+
+    Raises:
+      TaskError: a text of fewer than two words.
     """
     if len(text.split()) < 2:
         raise TaskError(f"LAMBADA needs a context and a last word, not {text[:60]!r}")
@@ -71,10 +82,9 @@ def lambada_row(tokenizer: Tokenizer, text: str, length: int, *, unidirectional:
     ids = ids[max(0, len(ids) + len(answer) + 3 - length) :]
     if not ids:
         raise TaskError(f"rows of {length} tokens leave no room before the word {word!r}: raise the length")
-    before, behind = (ids[:1], ids[1:]) if unidirectional else (ids, [])
-    part_a = [special.cls, *before, special.generation_mask, special.eos]
-    blank = Answer(len(part_a) - 2, [*behind, *answer], known=len(behind))
-    return encode_example(special.start, part_a, [blank])
+    prompt, given = (ids[:1], ids[1:]) if unidirectional else (ids, [])
+    part_a = [special.cls, *prompt, special.generation_mask, special.eos]
+    return encode_example(special.start, part_a, [len(part_a) - 2], [[*given, *answer]], given=len(given))
 
 
 def choice_source(path: str) -> Source:
@@ -94,11 +104,21 @@ def choice_source(path: str) -> Source:
     return source
 
 
-def encode_choices(tokenizer: Tokenizer, fields: Any, length: int, *, unidirectional: bool = False) -> Cloze:
-    """One candidate a choice, without end token; the question is cut on the left so that the longest choice fits.
+def encode_choices(
+    tokenizer: Tokenizer,
+    fields: Mapping[str, Any],
+    length: int,
+    *,
+    unidirectional: bool = False,
+    row_length: int | None = None,
+) -> list[Encoded]:
+    """Every choice as a candidate, without end token; the question is cut on the left so that the longest choice fits.
 
-    A question without [MASK] gets one at its end. With `unidirectional` the text itself comes behind the start token.
-    Raises TaskError where the cut would take the blank.
+    A question without [MASK] gets one at its end. With `unidirectional` the question follows the start token, and is
+    given. `row_length`: see `encode_candidates`.
+
+    Raises:
+      TaskError: the cut would remove the blank.
     """
     special = tokenizer.special
     choices = [tokenizer.encode_continuation(text) for text in fields["choices_pretokenized"]]
@@ -107,19 +127,17 @@ def encode_choices(tokenizer: Tokenizer, fields: Any, length: int, *, unidirecti
         ids.append(special.mask)
     ids = ids[max(0, len(ids) + max(map(len, choices)) + 2 - length) :]
     if unidirectional:
-        context = ClozeContext((special.cls, special.generation_mask), 1)
-        return Cloze(special.start, (context,), tuple((*ids, *c) for c in choices), False, known=len(ids))
+        context, candidates = [special.cls, special.generation_mask], [[*ids, *choice] for choice in choices]
+        return encode_candidates(special.start, context, 1, candidates, given=len(ids), row_length=row_length)
     if special.mask not in ids:
         raise TaskError(f"{length} tokens lose the blank of {fields['inputs_pretokenized'][:60]!r}: raise the length")
-    column = len(ids) - ids[::-1].index(special.mask)
-    return Cloze(
-        special.start, (ClozeContext((special.cls, *ids, special.eos), column),), tuple(map(tuple, choices)), False
-    )
+    blank = len(ids) - ids[::-1].index(special.mask)
+    return encode_candidates(special.start, [special.cls, *ids, special.eos], blank, choices, row_length=row_length)
 
 
 @dataclasses.dataclass(frozen=True)
 class RowLoss:
-    """-log p of a row's targets in nats, how many there were, and whether all were the model's first choice."""
+    """The loss of a row's targets (sum, nats), their number, and whether all were the model's first choice."""
 
     loss: float
     count: int
@@ -135,20 +153,20 @@ def _losses(params, batch, *, model):
 
 
 def row_losses(model: GLM, params: Any, rows: Sequence[Encoded], *, pad: int, batch_size: int = 8) -> list[RowLoss]:
-    """The loss of every row, in their order; independent of batch size and padding but for the last bits."""
+    """The loss of every row, in their order. Batch size and padding change only the last bits."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found: dict[int, RowLoss] = {}
+    result: dict[int, RowLoss] = {}
     for start in range(0, len(rows), batch_size):
         chosen = order[start : start + batch_size]
         padded = [rows[i] for i in chosen] + [rows[chosen[-1]]] * (batch_size - len(chosen))
-        length = -(-max(map(len, padded)) // _BUCKET) * _BUCKET
-        counts = [sum(row.target_weights) for row in padded]
-        targets = -(-max(counts) // _BUCKET) * _BUCKET if max(counts) > 8 else 8
+        length = -(-max(map(len, padded)) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        counts = [len(row.target_ids) for row in padded]
+        targets = -(-max(counts) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE if max(counts) > 8 else 8
         batch = collate(padded, pad=pad, length=length, num_targets=targets)
         losses, greedy = map(np.asarray, _losses(params, batch, model=model))
         for i, number in enumerate(chosen):
-            found[number] = RowLoss(float(losses[i]), counts[i], bool(greedy[i]))
-    return [found[i] for i in range(len(rows))]
+            result[number] = RowLoss(float(losses[i]), counts[i], bool(greedy[i]))
+    return [result[i] for i in range(len(rows))]
 
 
 def perplexity(losses: Sequence[RowLoss], words: int) -> dict[str, float]:
@@ -169,10 +187,96 @@ def perplexity(losses: Sequence[RowLoss], words: int) -> dict[str, float]:
 
 
 def read_document(path: str) -> tuple[str, int]:
-    """A text file whole, and how many space-separated words it has."""
+    """The text of a file, and its number of space-separated words."""
     with open_text(path) as file:
         text = file.read()
     words = len(text.strip().split(" "))
     if words < 2:
         raise TaskError(f"{path} has no text")
     return text, words
+
+
+def evaluate_perplexity(
+    model: GLM, params: Any, tokenizer: Tokenizer, name: str, path: str, options: Options
+) -> Result:
+    """Perplexity of a text file, named lm:FILE, or wikitext:FILE to detokenize it first."""
+    text, words = read_document(path)
+    if name.startswith("wikitext"):
+        text = detokenize_wikitext(text)
+    ids = tokenizer.encode(text)
+    special = tokenizer.special
+    overlap = options.overlap if options.overlap is None else min(options.overlap, options.length - 1)
+    rows = list(windows(special, ids, options.length, overlap, unidirectional=options.unidirectional))
+    limited = rows[: options.limit]
+    losses = row_losses(model, params, limited, pad=special.pad, batch_size=options.batch_size)
+    share = sum(len(row.target_ids) for row in limited) / max(1, sum(len(row.target_ids) for row in rows))
+    numbers = perplexity(losses, max(2, round(words * share)))
+    predictions = [
+        {"id": f"window-{i}", "split": os.path.basename(path), "loss": loss.loss, "tokens": loss.count}
+        for i, loss in enumerate(losses)
+    ]
+    return Result(_short_name(name, path), os.path.basename(path), len(limited), numbers, predictions)
+
+
+def evaluate_lambada(model: GLM, params: Any, tokenizer: Tokenizer, name: str, path: str, options: Options) -> Result:
+    """Accuracy of the last word of each {"text": …} in a file of JSON lines, named lambada:FILE."""
+    examples = []
+    for number, record in json_lines(path):
+        if options.limit is not None and len(examples) >= options.limit:
+            break
+        if not isinstance(record.get("text"), str):
+            raise TaskError(f"{path}, line {number}: there is no text under 'text'")
+        examples.append(Example(f"line-{number}", record))
+    if not examples:
+        raise TaskError(f"{path} has no examples")
+    rows = []
+    for example in examples:
+        with error_context(example):
+            text = example.fields["text"]
+            rows.append(lambada_row(tokenizer, text, options.length, unidirectional=options.unidirectional))
+    losses = row_losses(model, params, rows, pad=tokenizer.special.pad, batch_size=options.batch_size)
+    predictions = [
+        {
+            "id": example.id,
+            "split": os.path.basename(path),
+            "word": example.fields["text"].split()[-1],
+            "right": loss.greedy,
+            "loss": loss.loss,
+        }
+        for example, loss in zip(examples, losses, strict=True)
+    ]
+    right, total = sum(loss.greedy for loss in losses), sum(loss.loss for loss in losses)
+    numbers = {"accuracy": 100 * right / len(rows), "loss_per_word": total / len(rows)}
+    return Result(_short_name(name, path), os.path.basename(path), len(rows), numbers, predictions)
+
+
+def evaluate_choices(model: GLM, params: Any, tokenizer: Tokenizer, name: str, path: str, options: Options) -> Result:
+    """Accuracy of zero-shot multiple choice in a file of JSON lines, named choices:FILE; see `choice_source`."""
+    examples = read(choice_source(path), options.split, options.limit)
+    encoded = []
+    for example in examples:
+        with error_context(example):
+            encoded.append(
+                encode_choices(
+                    tokenizer, example.fields, options.length, unidirectional=options.unidirectional,
+                    row_length=2 * options.length,
+                )
+            )  # fmt: skip
+    scores = candidate_logprobs(model, params, encoded, pad=tokenizer.special.pad, batch_size=options.batch_size)
+    predictions = [
+        Prediction(
+            example,
+            tuple(example.fields["choices_pretokenized"]),
+            tuple(score.values.tolist()),
+            example.label,
+            tuple(score.greedy.tolist()),
+        )
+        for example, score in zip(examples, scores, strict=True)
+    ]
+    rows = [prediction_row(p, os.path.basename(path)) for p in predictions]
+    return Result(_short_name(name, path), os.path.basename(path), len(examples), metrics.accuracy(predictions), rows)
+
+
+def _short_name(name, path):
+    """lambada:FOLDER/FILE without its folder."""
+    return f"{name.partition(':')[0]}:{os.path.basename(path)}"

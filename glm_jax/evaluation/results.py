@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, and what it gives: options, results, tables, files."""
+"""Options and results of an evaluation, as tables and files."""
 
 import dataclasses
 import json
@@ -8,30 +8,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from glm_jax.distributed import processes
-from glm_jax.files import write_json_atomic
+from glm_jax.files import text_table, write_atomic, write_json_atomic
 from glm_jax.tasks import metrics
 from glm_jax.tasks.examples import Example
-from glm_jax.tasks.task import Prediction, Task, named_example
+from glm_jax.tasks.task import Prediction, Task
 
 logger = logging.getLogger(__name__)
 
 
-LANGUAGE = ("lm", "wikitext", "lambada", "choices")
-
-
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which examples this process scores: every `count`-th, from `index`. All processes get the results of all."""
+    """Which examples this process scores: every `count`-th, from `index`. Every process gets all results."""
 
     index: int = 0
     count: int = 1
 
     def of(self, items: Sequence[Any]) -> Sequence[Any]:
-        """This process's part."""
+        """The items of this process."""
         return items[self.index :: self.count]
 
     def join(self, results: Sequence[Any]) -> list[Any]:
-        """The results of all items, in their order, from those of this process's part: JSON values."""
+        """The results of all items, in their order, from those of this process's items. Results are JSON values."""
         if self.count == 1:
             return list(results)
         parts = processes.allgather(list(results))
@@ -47,12 +44,12 @@ class Options:
 
     Attributes:
       split: of tasks that have splits.
-      limit: this many examples of each task; None takes all.
-      batch_size: rows of a forward pass; it changes no result.
+      limit: maximum number of examples of each task; None: all.
+      batch_size: rows of a forward pass; it does not change results.
       length: tokens of a window or passage, for language modelling.
-      overlap: new tokens of a window; None does not overlap windows.
-      unidirectional: whether the context stands behind the start token instead of in Part A.
-      multi_token: see `PromptEncoder`.
+      overlap: new tokens of a window; None: windows do not overlap.
+      unidirectional: whether the context follows the start token instead of being in Part A.
+      multi_token: see `TemplateEncoder`.
       share: of the examples, on many processes.
       head: of tasks with fixed classes: "cloze", or "classifier" for params["classifier"].
     """
@@ -70,7 +67,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The numbers of one task, on how many examples of which split, and its predictions as JSON objects."""
+    """The metric's numbers for one task, the split and its number of examples, and predictions as JSON objects."""
 
     task: str
     split: str
@@ -86,30 +83,28 @@ def result_of(
     options: Options,
     name: str | None = None,
 ) -> Result:
-    """The task's numbers from the scores of each example's candidates, and whether greedy decoding writes them.
+    """The result of a task from the scores of each example's candidates, and whether greedy decoding writes them.
 
-    Of a split without labels there are no numbers, only predictions.
+    A split without labels has no numbers, only predictions.
+
+    Raises:
+      TaskError: a label outside the task's template.
     """
     predictions = []
     for example, (values, greedy) in zip(examples, scores, strict=True):
-        texts = tuple(task.prompt.texts(example.fields))
-        predictions.append(Prediction(example, texts, tuple(values), _label(task, example), tuple(greedy)))
+        texts = tuple(task.template.texts(example.fields))
+        predictions.append(Prediction(example, texts, tuple(values), task.label_index(example), tuple(greedy)))
     try:
-        numbers = task.score(predictions)
+        numbers = task.metric(predictions)
     except metrics.NoLabels:
         logger.warning("%s, %s: no example has a label; the predictions are kept", task.name, options.split)
         numbers = {}
-    rows = [_row(p, options.split) for p in predictions]
+    rows = [prediction_row(p, options.split) for p in predictions]
     return Result(name or task.name, options.split, len(examples), numbers, rows)
 
 
-def _label(task, example):
-    if example.label is None and task.prompt.target is None:
-        return None
-    return named_example(example, task.prompt.label_index, example.label, example.fields)
-
-
-def _row(prediction: Prediction, split):
+def prediction_row(prediction: Prediction, split: str) -> dict[str, Any]:
+    """A prediction as a JSON object."""
     texts = prediction.texts
     pairs = zip(texts, prediction.scores, strict=True)
     return {
@@ -122,45 +117,32 @@ def _row(prediction: Prediction, split):
     }  # fmt: skip
 
 
-def kind_and_file(name: str) -> str:
-    """lambada:FOLDER/FILE without its folder."""
-    kind, _, path = name.partition(":")
-    return f"{kind}:{os.path.basename(path)}"
-
-
-def table(results: Sequence[Result]) -> str:
-    """Lines for people: a number a line, each with its split and count."""
+def results_table(results: Sequence[Result]) -> str:
+    """A text table with one number a line, its split and its number of examples."""
     rows = [("task", "split", "examples", "metric", "value")]
     for result in results:
         for metric, value in result.numbers.items():
             rows.append((result.task, result.split, str(result.count), metric, f"{value:.2f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = text_table(rows)
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _write_text(path, lines):
-    with open(path + ".partial", "w", encoding="utf-8") as file:
-        file.writelines(lines)
-    os.replace(path + ".partial", path)
+def write_results(results: Sequence[Result], folder: str, checkpoint: str) -> None:
+    """Writes results.json, and predictions-TASK.jsonl for every task, each atomically.
 
-
-def write(results: Sequence[Result], folder: str, checkpoint: str) -> None:
-    """results.json, and predictions-TASK.jsonl for every task, each in one move.
-
-    Tasks that write texts also get hypotheses-TASK.txt and references-TASK.txt, a line an example.
+    Tasks that generate texts also get hypotheses-TASK.txt and references-TASK.txt, one line an example.
     """
     os.makedirs(folder, exist_ok=True)
     names: list[str] = []
     for result in results:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in result.task)
         names.append(safe if safe not in names else f"{safe}-{len(names)}")
-        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions)
-        _write_text(os.path.join(folder, f"predictions-{names[-1]}.jsonl"), rows)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions)
+        write_atomic(os.path.join(folder, f"predictions-{names[-1]}.jsonl"), lines)
         if result.predictions and "reference" in result.predictions[0]:
             for key, kind in (("prediction", "hypotheses"), ("reference", "references")):
-                lines = [" ".join(row[key].split()) + "\n" for row in result.predictions]
-                _write_text(os.path.join(folder, f"{kind}-{names[-1]}.txt"), lines)
+                lines = "".join(" ".join(row[key].split()) + "\n" for row in result.predictions)
+                write_atomic(os.path.join(folder, f"{kind}-{names[-1]}.txt"), lines)
     summary = [
         {"task": r.task, "split": r.split, "examples": r.count, "checkpoint": checkpoint, **r.numbers} for r in results
     ]

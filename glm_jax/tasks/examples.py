@@ -3,6 +3,7 @@
 `jsonl`, `table`, `parallel`, `tfds` and `hub` make sources; glm_jax/tasks/superglue.py reads SuperGLUE's folders.
 """
 
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -28,6 +29,18 @@ class Example:
 
 
 Source = Callable[[str], Iterable[Example]]
+
+
+@contextlib.contextmanager
+def error_context(example: Example) -> Iterator[None]:
+    """Inside, a TaskError or a missing field names the example."""
+    try:
+        yield
+    except TaskError as error:
+        raise TaskError(f"example {example.id}: {error}") from error
+    except KeyError as error:
+        fields = ", ".join(map(str, example.fields))
+        raise TaskError(f"example {example.id}: the template asks for {error}, but the fields are {fields}") from error
 
 
 def read(source: Source, split: str, limit: int | None = None) -> list[Example]:
@@ -99,9 +112,7 @@ def parallel(folder: str) -> Source:
     """
 
     def source(split):
-        stem = os.path.join(folder, split)
-        if split == "validation" and not os.path.exists(stem + ".source"):
-            stem = os.path.join(folder, "val")
+        stem = split_file(folder, split, "source", validation="val").removesuffix(".source")
         with open_text(stem + ".source") as sources, open_text(stem + ".target") as targets:
             rows = [[line.rstrip("\r\n") for line in lines] for lines in (sources, targets)]
         if len(rows[0]) != len(rows[1]):
@@ -118,7 +129,7 @@ def tfds(
     """A TFDS dataset that lies prepared in data_dir/tfds. Raises DataError, which says how to prepare it."""
 
     def source(split):
-        from glm_jax.data.corpora import open_tfds_builder
+        from glm_jax.data.corpora import open_tfds_builder  # loads TFDS
 
         builder = open_tfds_builder(name, os.path.join(data_dir, "tfds"))
         if split.split("[")[0] not in builder.info.splits:
@@ -161,6 +172,14 @@ def json_lines(path: str) -> Iterator[tuple[int, dict]]:
             if not isinstance(record, dict):
                 raise TaskError(f"{path}, line {number}: a {type(record).__name__} where an object is expected")
             yield number, record
+
+
+def split_file(folder: str, split: str, suffix: str, *, validation: str) -> str:
+    """The path of a split's file. The validation split may have the name `validation` instead."""
+    path = os.path.join(folder, f"{split}.{suffix}")
+    if split == "validation" and not os.path.exists(path):
+        path = os.path.join(folder, f"{validation}.{suffix}")
+    return path
 
 
 class open_text:

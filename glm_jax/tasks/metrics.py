@@ -72,7 +72,7 @@ def wsc(predictions: Sequence[Any]) -> dict[str, float]:
     return {"accuracy": 100 * _mean(s == p.example.fields["label"] for s, p in zip(said, known, strict=True))}
 
 
-SCORES = {"accuracy": accuracy, "f1": f1, "cb": cb, "multirc": multirc, "record": record, "wsc": wsc}
+METRICS = {"accuracy": accuracy, "f1": f1, "cb": cb, "multirc": multirc, "record": record, "wsc": wsc}
 
 
 def binary_f1(predicted: Sequence[int], labels: Sequence[int], positive: int = 1) -> float:

@@ -4,7 +4,7 @@ SQuAD, x-stance, and the Chinese CLUE. `a` and `b` are an example's texts where 
 # ruff: noqa: RUF001 (Chinese punctuation)
 
 from glm_jax.tasks.patterns_superglue import bare, lower_first
-from glm_jax.tasks.prompts import MASK, SEGMENT_BREAK, SOFT_PROMPT, Template, Truncatable, TruncateLast
+from glm_jax.tasks.templates import MASK, SEGMENT_BREAK, SOFT_PROMPT, Template, Truncatable, TruncateLast
 
 
 def _topics(first_word, words):
@@ -222,7 +222,7 @@ CLUEWSC = (
     ),
 )
 
-PROMPTS = {
+TEMPLATES = {
     "agnews": AGNEWS,
     "yahoo": YAHOO,
     "mnli": MNLI,

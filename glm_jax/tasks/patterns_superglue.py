@@ -6,7 +6,7 @@ need and WordPiece does not see. Table 8 of the paper uses pattern 0 of each tas
 
 import string
 
-from glm_jax.tasks.prompts import MASK, SEGMENT_BREAK, SOFT_PROMPT, Template, Truncatable, TruncateLast
+from glm_jax.tasks.templates import MASK, SEGMENT_BREAK, SOFT_PROMPT, Template, Truncatable, TruncateLast
 
 
 def bare(text: str) -> str:
@@ -319,7 +319,7 @@ def _record(e):
 
 RECORD = (Template(_record, candidates=lambda e: [" " + entity for entity in e["candidates"]], soft_prompts=False),)
 
-PROMPTS = {
+TEMPLATES = {
     "rte": RTE,
     "ax-g": RTE,
     "ax-b": AX_B,

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.prompts import MASK, Mark, Template, Truncatable, TruncateLast
+from glm_jax.tasks.templates import MASK, Mark, Template, Truncatable, TruncateLast
 from glm_jax.tokenizers.base import Tokenizer
 
 FOLDER_VARIABLE = "GLM_JAX_PROMPTSOURCE"
@@ -73,14 +73,14 @@ def find(name: str, folder: str | os.PathLike | None = None) -> PromptsourceTemp
     """
     root = templates_folder(folder)
     path = name.removeprefix("promptsource:")
-    pieces = path.split("/")
-    for count in range(len(pieces) - 1, 0, -1):
-        if (root.joinpath(*pieces[:count]) / "templates.yaml").is_file():
-            dataset, wanted = "/".join(pieces[:count]), "/".join(pieces[count:])
+    parts = path.split("/")
+    for count in range(len(parts) - 1, 0, -1):
+        if (root.joinpath(*parts[:count]) / "templates.yaml").is_file():
+            dataset, template = "/".join(parts[:count]), "/".join(parts[count:])
             templates = _load(str(root), dataset)
-            if wanted not in templates:
-                raise TaskError(f"{dataset} has no template {wanted!r}; it has {', '.join(map(repr, templates))}")
-            return templates[wanted]
+            if template not in templates:
+                raise TaskError(f"{dataset} has no template {template!r}; it has {', '.join(map(repr, templates))}")
+            return templates[template]
     raise TaskError(f"promptsource has no data set for {path!r} in {root}: write promptsource:DATASET/TEMPLATE")
 
 
@@ -107,15 +107,17 @@ def templates_folder(folder: str | os.PathLike | None = None) -> pathlib.Path:
     return root
 
 
-def prompt(name: str, folder: str | os.PathLike | None = None) -> Template:
-    """A template with answer choices as a cloze prompt: the rendered text, then the blank; candidates are the choices.
+def cloze_template(name: str, folder: str | os.PathLike | None = None) -> Template:
+    """A template with answer choices as a `Template`: the rendered text, then the blank; candidates are the choices.
 
-    Of a long example the longest field is shortened first. Raises TaskError for a template without choices: its target
-    is text to be generated, see `layout`.
+    The longest field of a long example is shortened first.
+
+    Raises:
+      TaskError: a template without choices. Its target is text to be generated, see `layout`.
     """
     template = find(name, folder)
     if template.choices is None:
-        raise TaskError(f"{template} has no answer choices: its target is to be generated, not chosen")
+        raise TaskError(f"{template} has no answer choices: its target is generated, not chosen")
 
     def target(fields):
         return " " + template.render(fields)[1]
@@ -165,7 +167,7 @@ def _read(path, dataset):
             PromptsourceTemplate(dataset, row["name"], row["jinja"], row.get("answer_choices") or None) for row in rows
         ]
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise TaskError(f"{path} is no file of promptsource: {error}") from error
+        raise TaskError(f"{path} is not a promptsource file: {error}") from error
 
 
 @functools.cache

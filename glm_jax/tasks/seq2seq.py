@@ -1,27 +1,20 @@
 """Sequence to sequence as filling one blank: summaries, questions, and your own pairs of texts (paper, section 3.2;
-the original's tasks/seq2seq). And infilling, where a text has many blanks (section 3.2, after Shen et al. 2020)."""
+the original's tasks/seq2seq)."""
 
 import dataclasses
 import json
 import logging
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from glm_jax.model.config import GLMConfig
 from glm_jax.tasks import metrics
-from glm_jax.tasks.encoding import Answer, Encoded, encode_example
+from glm_jax.tasks.encoding import Encoded, encode_example
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import SPLITS, Example, Source, open_text, parallel
+from glm_jax.tasks.examples import SPLITS, Example, Source, open_text, parallel, split_file
 from glm_jax.tasks.superglue import standard_punctuation
-from glm_jax.tasks.text_cleaning import (
-    detokenize_blank,
-    detokenize_cnn_dm,
-    detokenize_gigaword,
-    fix_gigaword,
-    fix_tokenization,
-)
+from glm_jax.tasks.text_cleaning import detokenize_cnn_dm, detokenize_gigaword, fix_gigaword, fix_tokenization
 from glm_jax.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -36,10 +29,9 @@ class Seq2SeqTask:
     Attributes:
       source: a split's name -> examples with the field `target`, and what `layout` reads.
       layout: (tokenizer, fields, source_length) -> Part A with one blank.
-      score: (hypotheses, references) -> named numbers.
+      metric: (hypotheses, references) -> named numbers.
       beams, length_penalty, min_length, no_repeat_ngram: of beam search.
-      fix: makes a sentence that WordPiece wrote one that the references' authors would write: of tokenizers of other
-        kinds, whose texts are whole, nothing is fixed.
+      fix: rewrites a sentence that WordPiece generated in the style of the references. Not used with other tokenizers.
     """
 
     name: str
@@ -47,7 +39,7 @@ class Seq2SeqTask:
     layout: Layout
     source_length: int
     target_length: int
-    score: Callable[[Sequence[str], Sequence[str]], dict[str, float]] = metrics.rouge
+    metric: Callable[[Sequence[str], Sequence[str]], dict[str, float]] = metrics.rouge
     beams: int = 5
     length_penalty: float = 0.7
     min_length: int = 0
@@ -56,56 +48,62 @@ class Seq2SeqTask:
     fix: Callable[[str], str] = str
 
     def encode(
-        self, tokenizer: Tokenizer, fields: Mapping[str, Any], *, training: bool = True, pad_context: bool = False
+        self, tokenizer: Tokenizer, example: Example, *, training: bool = True, pad_context: bool = False
     ) -> Encoded:
         """Part A and, for training, the target with its end token, cut to `target_length`.
 
-        `pad_context` fills Part A with padding, which is attended to, as the original does; by default it is as long as
-        it is. Raises TaskError where the layout lost its blank.
+        `pad_context` fills Part A up to `source_length` with padding that is attended to, as the original does; by
+        default Part A is not padded.
+
+        Raises:
+          TaskError: the layout lost its blank.
         """
         special = tokenizer.special
-        context = self.layout(tokenizer, fields, self.source_length)
+        context = self.layout(tokenizer, example.fields, self.source_length)
         blanks = [i for i, token in enumerate(context) if token in (special.mask, special.sentence_mask)]
         if not blanks:
             raise TaskError(f"{self.name}: no blank is left in {self.source_length} tokens; raise source_length")
         if pad_context:
             context = context + [special.pad] * (self.source_length - len(context))
-        target = None
+        answers = None
         if training:
-            target = [*encode_commands(tokenizer, " " + fields["target"]), special.end][: self.target_length]
-        return encode_example(special.start, context, [Answer(blanks[0], target)])
+            target = encode_commands(tokenizer, " " + example.fields["target"])
+            answers = [[*target, special.end][: self.target_length]]
+        return encode_example(special.start, context, blanks[:1], answers)
 
 
 def fitted(task: Seq2SeqTask, model: GLMConfig) -> Seq2SeqTask:
-    """The task with lengths that the model holds; its own where they fit."""
+    """The task with its lengths reduced to what the model can hold."""
     source, target = model.num_positions, model.num_positions - 2  # start and end token
     if task.source_length > source or task.target_length > target:
-        logger.warning("%s: what is longer than the model's %d positions is cut", task.name, model.num_positions)
+        logger.warning(
+            "%s: examples longer than the model's %d positions are truncated", task.name, model.num_positions
+        )
     lengths = min(task.source_length, source), min(task.target_length, target)
     return dataclasses.replace(task, source_length=lengths[0], target_length=lengths[1])
 
 
 def encode_commands(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a continuation in which, for released vocabularies, [SEP] and [UNK] are the tokens of these names."""
+    """Ids of a continuation. For released vocabularies, [SEP] and [UNK] in the text are tokens of these names."""
     return getattr(tokenizer, "encode_commands", tokenizer.encode_continuation)(text)
 
 
 def content(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
-    """[CLS] [sMASK] Content: source, cut on the right: summaries."""
+    """For summaries: [CLS] [sMASK] Content: source, cut on the right."""
     special = tokenizer.special
     text = tokenizer.encode_continuation(" Content:") + encode_commands(tokenizer, " " + fields["source"])
     return [special.cls, special.sentence_mask, *text][:length]
 
 
 def continuation(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
-    """[CLS] source [sMASK] [EOS]; a long source loses its beginning: your own pairs."""
+    """For your own pairs: [CLS] source [sMASK] [EOS]; a long source loses its beginning."""
     special = tokenizer.special
     ids = tokenizer.encode(fields["source"])
     return [special.cls, *ids[max(0, len(ids) - (length - 3)) :], special.sentence_mask, special.eos]
 
 
 def question(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
-    """[CLS] context Question: [MASK] Answer: answer. Of a long context, the window around the answer stays."""
+    """For questions: [CLS] context Question: [MASK] Answer: answer. A long context is cut around the answer."""
     special = tokenizer.special
     answer = tokenizer.encode_continuation(" Answer: " + fields["answer"])
     text = tokenizer.encode(fields["context"].rstrip() + " Question:")
@@ -114,14 +112,14 @@ def question(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> li
         raise TaskError(f"an answer of {len(answer)} tokens leaves no room for its context in {length} tokens")
     if len(text) > room:
         pattern = tokenizer.encode_continuation(" " + fields["answer"])
-        found = (i for i in range(len(text)) if text[i : i + len(pattern)] == pattern)
-        start = max(next(found, 0) - room // 2, 0)
+        columns = (i for i in range(len(text)) if text[i : i + len(pattern)] == pattern)
+        start = max(next(columns, 0) - room // 2, 0)
         text = text[start : start + room]
     return [special.cls, *text, special.sentence_mask, *answer]
 
 
 def chinese_answer(tokenizer: Tokenizer, fields: Mapping[str, Any], length: int) -> list[int]:
-    """CMRC: [CLS] 问题：question 答案： [MASK] context, cut on the right."""
+    """For CMRC: [CLS] 问题：question 答案： [MASK] context, cut on the right."""
     special = tokenizer.special
     ask = tokenizer.encode("问题：" + fields["question"] + "答案：")  # noqa: RUF001 (Chinese punctuation)
     ids = [special.cls, *ask, special.mask, *tokenizer.encode_continuation(fields["context"])]
@@ -173,10 +171,10 @@ def pairs(name: str, folder: str, source_length: int = 512, target_length: int =
 
 
 def modernisation() -> Seq2SeqTask:
-    """Verses of the King James Version, to be written as the World English Bible has them; both come with this package.
+    """Verses of the King James Version, to be rewritten as in the World English Bible; both are installed with glm_jax.
 
-    Splits: `validation` and `test` are the verses of the books that pretraining holds out, every other one; `train` has
-    all other books.
+    Splits: `validation` and `test` alternate among the verses of the books that pretraining holds out; `train` has all
+    other books.
     """
     return Seq2SeqTask(
         "kjv_to_web", verse_pairs, continuation, 96, 96, metrics.bleu, beams=1, length_penalty=0.0, no_repeat_ngram=0
@@ -185,7 +183,7 @@ def modernisation() -> Seq2SeqTask:
 
 def verse_pairs(split: str) -> Iterator[Example]:
     """The verses that both translations have: fields `source` and `target`. Raises TaskError for another split."""
-    from glm_jax.data import bible
+    from glm_jax.data import bible  # loads TFDS
 
     if split not in SPLITS:
         raise TaskError(f"the verses have no split {split!r}; they have {', '.join(SPLITS)}")
@@ -194,10 +192,10 @@ def verse_pairs(split: str) -> Iterator[Example]:
     for verse, text in old.items():
         if not text or not new.get(verse):
             continue
-        belongs = "train"
+        part = "train"
         if verse[0] in bible.HELD_OUT_BOOKS:
-            belongs, held_out = ("validation", "test")[held_out % 2], held_out + 1
-        if belongs == split:
+            part, held_out = ("validation", "test")[held_out % 2], held_out + 1
+        if part == split:
             yield Example("{}-{}-{}".format(*verse), {"source": text, "target": new[verse]})
 
 
@@ -216,8 +214,8 @@ def xsum_source(folder: str) -> Source:
         for name in names[split]:
             path = os.path.join(folder, f"{name}.summary")
             with open_text(path) as file:
-                pieces = file.read().split("[SN]")[1:]
-            sections = dict(zip(pieces[::2], (text.strip() for text in pieces[1::2]), strict=False))
+                parts = file.read().split("[SN]")[1:]
+            sections = dict(zip(parts[::2], (text.strip() for text in parts[1::2]), strict=False))
             if not {"RESTBODY", "FIRST-SENTENCE"} <= set(sections):
                 raise TaskError(f"{path} has no RESTBODY and FIRST-SENTENCE")
             text = " ".join(sections["RESTBODY"].split("\n"))
@@ -226,27 +224,19 @@ def xsum_source(folder: str) -> Source:
     return source
 
 
-def _file_of(folder, split, suffix, *, validation):
-    """The file of a split; the validation split's may have the name `validation` instead."""
-    path = os.path.join(folder, f"{split}.{suffix}")
-    if split == "validation" and not os.path.exists(path):
-        path = os.path.join(folder, f"{validation}.{suffix}")
-    return path
-
-
 def squad_source(folder: str) -> Source:
     """Reads {split}.json (dev.json for validation) in SQuAD's format: context, question, answer; target = question."""
 
     def source(split):
-        path = _file_of(folder, split, "json", validation="dev")
+        path = split_file(folder, split, "json", validation="dev")
         with open_text(path) as file:
             try:
                 examples = [
-                    Example(f"{split}-{asked['id']}", _asked(paragraph["context"], asked))
+                    Example(f"{split}-{item['id']}", _question_fields(paragraph["context"], item))
                     for article in json.load(file)["data"]
                     for paragraph in article["paragraphs"]
-                    for asked in paragraph["qas"]
-                    if asked["answers"]
+                    for item in paragraph["qas"]
+                    if item["answers"]
                 ]
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise TaskError(f"{path} is not in SQuAD's format: {error!r}") from error
@@ -255,72 +245,9 @@ def squad_source(folder: str) -> Source:
     return source
 
 
-def _asked(context, asked):
-    question, answer = asked["question"], asked["answers"][0]["text"]
+def _question_fields(context, item):
+    question, answer = item["question"], item["answers"][0]["text"]
     return {"context": context, "question": question, "answer": answer, "target": question}
-
-
-def infilling_source(folder: str) -> Source:
-    """A text a line in {split}.txt (valid.txt for validation), tokens split by spaces: field `text`."""
-
-    def source(split):
-        path = _file_of(folder, split, "txt", validation="valid")
-        with open_text(path) as lines:
-            for number, line in enumerate(lines):
-                if line.strip():
-                    yield Example(f"{split}-{number}", {"text": detokenize_blank(line.strip())})
-
-    return source
-
-
-def blank_out(text: str, ratio: float, rng: random.Random) -> tuple[str, list[str]]:
-    """int(ratio · words) of a text's words become blanks, neighbours one [MASK]; and what stood in each.
-
-    Raises TaskError for a ratio outside (0, 1] and a text too short to lose a word.
-    """
-    words = text.split()
-    count = int(ratio * len(words))
-    if not 0 < ratio <= 1 or not count:
-        raise TaskError(
-            f"mask ratio {ratio} takes no word of {len(words)}: {text[:60]!r}; raise it, or leave short texts out"
-        )
-    chosen = set(rng.sample(range(len(words)), count))
-    kept: list[str] = []
-    blanks: list[list[str]] = []
-    for i, word in enumerate(words):
-        if i not in chosen:
-            kept.append(word)
-        elif i - 1 in chosen:
-            blanks[-1].append(word)
-        else:
-            kept.append("[MASK]")
-            blanks.append([word])
-    return " ".join(kept), [" ".join(blank) for blank in blanks]
-
-
-def encode_infilling(tokenizer: Tokenizer, text: str, answers: Sequence[str] | None) -> Encoded:
-    """A text with [MASK]s and, for training, the answers in text order; each sees the text and the earlier answers.
-
-    Raises TaskError where blanks and answers are not equally many.
-    """
-    special = tokenizer.special
-    ids = encode_commands(tokenizer, text) if hasattr(tokenizer, "encode_commands") else tokenizer.encode_prompt(text)
-    columns = [i for i, token in enumerate(ids) if token == special.mask]
-    if not columns or (answers is not None and len(answers) != len(columns)):
-        raise TaskError(f"{len(answers or ())} answers for {len(columns)} blanks in {text[:60]!r}")
-    if answers is None:
-        return encode_example(special.start, ids, [Answer(columns[0], None)])
-    # A mask swallows the space before it, so the space belongs to the answer.
-    filled = [[*encode_commands(tokenizer, " " + answer), special.end] for answer in answers]
-    return encode_example(special.start, ids, [Answer(c, answer) for c, answer in zip(columns, filled, strict=True)])
-
-
-def fill_in(text: str, answers: Sequence[str]) -> str:
-    """A text with its [MASK]s replaced by the answers in order."""
-    pieces = text.split("[MASK]")
-    if len(pieces) != len(answers) + 1:
-        raise TaskError(f"{len(answers)} answers for {len(pieces) - 1} blanks")
-    return "".join(part + answer for part, answer in zip(pieces, [*answers, ""], strict=True))
 
 
 TASKS = {

@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: a choice among candidates, the tokens of an answer, or a classifier's classes."""
+"""The losses of fine-tuning: of a choice among candidates, of an answer's tokens, of a classifier's classes."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from glm_jax.model.classifier_head import classifier_logits
 from glm_jax.model.fused_cross_entropy import fused_linear_cross_entropy
 from glm_jax.model.losses import token_losses
 from glm_jax.model.transformer import GLM
+from glm_jax.tasks.batch import TaskBatch
 from glm_jax.training.train_step import Objective, Sums
-from glm_jax.tuning.dataset import TaskRows
 
 
 def task_objective(
@@ -25,24 +25,24 @@ def task_objective(
     choices: bool = True,
     generation: bool = False,
 ) -> Objective:
-    """The objective of `train_step.make_train_step` for TaskRows.
+    """The objective of `train_step.make_train_step` for a `TaskBatch`.
 
-    An example with a label counts once, with the loss of its candidates (`scoring.cloze_loss`); one without counts each
-    of its targets, as the original averages both.
+    An example with a label counts once, with the loss of its candidates (`cloze_loss`); one without a label counts each
+    of its targets. The original averages in the same way.
 
     Args:
-      loss: of the candidates.
-      label_smoothing: of the targets of generation.
-      length_penalty: of the candidates' scores.
-      head: "cloze", or "classifier" for `heads.classify` on params["classifier"].
-      choices, generation: which kinds of rows there are.
+      loss: of the candidates; see `cloze_loss`.
+      label_smoothing: of the targets of written answers.
+      length_penalty: of the candidates' scores; see `candidate_scores`.
+      head: "cloze", or "classifier" for `classifier_logits` on params["classifier"].
+      choices: whether there are rows whose candidates are compared.
+      generation: whether there are rows whose answers are written.
     """
 
     writes = head == "cloze" and not choices
 
-    def objective(params: Any, rows: TaskRows, dropout_key: Any = None, score: bool = False):
-        cloze, batch = rows.cloze, rows.cloze.batch
-        labels, is_choice = jnp.maximum(cloze.labels, 0), cloze.labels >= 0
+    def objective(params: Any, batch: TaskBatch, dropout_key: Any = None, score: bool = False):
+        labels, is_choice = jnp.maximum(batch.labels, 0), batch.labels >= 0
         options = {"deterministic": dropout_key is None, "rngs": None}
         if dropout_key is not None:
             options["rngs"] = {"dropout": dropout_key}
@@ -53,23 +53,23 @@ def task_objective(
                 method="hidden_states", **options,
             )  # fmt: skip
             scores = classifier_logits(params["classifier"], hidden, batch.prefix_lengths)
-            each = _per_row(scores, labels, cloze.candidate_mask, "cross_entropy")
+            each = _per_row(scores, labels, batch.candidate_mask, "cross_entropy")
         elif writes:
-            hidden = forward(model, params, cloze, method="hidden_states", **options)
-            found = fused_linear_cross_entropy(
+            hidden = forward(model, params, batch, method="hidden_states", **options)
+            written = fused_linear_cross_entropy(
                 hidden, params["word_embeddings"]["embedding"], batch.target_ids, batch.target_weights,
                 label_smoothing=label_smoothing,
             )  # fmt: skip
-            each, weight = found.losses.sum(1), batch.target_weights.sum(1)
+            each, weight = written.losses.sum(1), batch.target_weights.sum(1)
         else:
-            logits = forward(model, params, cloze, **options)
-            scores, _ = candidate_scores(logits, cloze, length_penalty=length_penalty)
-            each = jnp.where(is_choice, _per_row(scores, labels, cloze.candidate_mask, loss), 0.0)
+            logits = forward(model, params, batch, **options)
+            scores, _ = candidate_scores(logits, batch, length_penalty=length_penalty)
+            each = jnp.where(is_choice, _per_row(scores, labels, batch.candidate_mask, loss), 0.0)
             if generation:
                 losses = token_losses(logits, batch.target_ids, label_smoothing) * batch.target_weights
                 each = jnp.where(is_choice, each, losses.sum(1))
                 weight = jnp.where(is_choice, weight, batch.target_weights.sum(1))
-        total = found.total if writes else each.sum()
+        total = written.total if writes else each.sum()
         read = batch.prefix_lengths + batch.target_weights.sum(1)
         nothing = jnp.zeros((len(OBJECTIVES), 2))
         sums = Sums(

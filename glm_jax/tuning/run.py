@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from glm_jax import tokenizers
 from glm_jax.config import OVERRIDABLE
 from glm_jax.evaluation import results as results_lib
-from glm_jax.evaluation.classifier import classes_of, with_head
+from glm_jax.evaluation.classifier import num_classes, with_head
 from glm_jax.files import write_json_atomic
 from glm_jax.interop import load
 from glm_jax.interop.load import with_tokenizer
@@ -28,7 +28,7 @@ from glm_jax.tuning.task import FromCheckpoint, check_keys, evaluate_tasks, task
 logger = logging.getLogger(__name__)
 
 
-def fine_tune(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def finetune(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Fine-tunes `config.init_from` on `config.tasks` in `workdir`; the same call goes on where a run stopped.
 
     With several `config.seeds`, each has a run in workdir/seed-N. Returns what workdir/test.json says: for every number
@@ -83,7 +83,7 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
             with config.model.ignore_type():
                 config.model[key] = model.get(key)
         if config.head == "classifier":
-            config.classes = classes_of(tasks[0])
+            config.classes = num_classes(tasks[0])
     return subject
 
 
@@ -103,13 +103,13 @@ def _checked_tasks(config):
             if split == config.validation_split and isinstance(task, Task) and not _is_labelled(task, first):
                 raise TaskError(f"{task.name}: example {first.id} has no label; name a labelled validation_split")
     if config.head == "classifier":
-        classes_of(tasks[0])
+        num_classes(tasks[0])
     return tasks
 
 
 def _is_labelled(task, example):
     """Whether the task's score can use the example; the labels of ReCoRD and WSC are among its fields."""
-    known = (example.label, example.fields.get("label"), example.fields.get("answers"), task.prompt.target)
+    known = (example.label, example.fields.get("label"), example.fields.get("answers"), task.template.target)
     return any(value is not None for value in known)
 
 
@@ -121,7 +121,7 @@ def _test(config, folder):
     options = results_lib.Options(split=split, batch_size=config.eval_batch_size, head=config.head)
     results = evaluate_tasks(loaded.model, params, loaded.tokenizer, tasks_of(config), options)
     if jax.process_index() == 0:
-        results_lib.write(results, str(folder.path / "test"), str(folder.path))
+        results_lib.write_results(results, str(folder.path / "test"), str(folder.path))
     return results
 
 
@@ -139,7 +139,7 @@ def _summary(workdir, runs):
     return summary
 
 
-def table(summary: dict[str, Any]) -> str:
+def format_summary(summary: dict[str, Any]) -> str:
     """Lines for people: mean ± deviation over the seeds, with split and count."""
     lines = []
     for task, facts in summary.items():

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from glm_jax.config import model_config
 from glm_jax.data.packing import Mixture
 from glm_jax.distributed import sharding
-from glm_jax.evaluation import run
-from glm_jax.evaluation.results import Options, Share
+from glm_jax.evaluation.results import Options, Result, Share
+from glm_jax.evaluation.run import evaluate_task
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, read
@@ -21,7 +21,7 @@ from glm_jax.tasks.task import AnyTask, Task, find, from_settings
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.training import setup
 from glm_jax.training.workdir import BEST_OF_TASKS, parameters_of
-from glm_jax.tuning.dataset import rows_of, to_batch
+from glm_jax.tuning.dataset import make_dataset, to_batch
 from glm_jax.tuning.losses import task_objective
 
 LOSSES = ("cross_entropy", "hinge", "generative", "mix", "adapet")
@@ -45,7 +45,7 @@ class FinetuningTask:
         self.tasks = tasks_of(config) if tasks is None else list(tasks)
         self._model = GLM(model_config(config.model, tokenizer.vocab_size))
         parts = [
-            rows_of(
+            make_dataset(
                 task, few(read(task.source, config.train_split), config), tokenizer, self._model, config.head,
                 config.packed_length,
             )
@@ -54,7 +54,7 @@ class FinetuningTask:
         sizes = tuple(map(max, zip(*(part.sizes for part in parts), strict=True)))
         segments = any(part.segments for part in parts)
         for part in parts:
-            part.set_form(sizes, segments)
+            part.set_shape(sizes, segments)
         self.train_rows = parts[0] if len(parts) == 1 else Mixture(parts, config.weights or [1.0] * len(parts))
 
     def build(self, schedule: setup.StepSchedule, mesh: Any, rules: Any) -> setup.TrainingSetup:
@@ -206,10 +206,10 @@ def few(examples: list[Example], config: ConfigDict) -> list[Example]:
 
 def evaluate_tasks(
     model: GLM, params: Any, tokenizer: Tokenizer, tasks: Sequence[AnyTask], options: Options
-) -> list[run.Result]:
+) -> list[Result]:
     """The results of all tasks; on many processes each scores its share of the examples, and all get all results."""
     own, mesh = sharding.local_replica(params)
     share = Share(jax.process_index(), jax.process_count())
     options = dataclasses.replace(options, share=share)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return [run.run(model, own, tokenizer, task, options) for task in tasks]
+        return [evaluate_task(model, own, tokenizer, task, options) for task in tasks]

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glm_jax.evaluation.cloze import candidate_logprobs, candidate_scores, cloze_batch, cloze_loss, forward, pack
+from glm_jax.evaluation.cloze import candidate_logprobs, candidate_scores, cloze_loss, forward
 from glm_jax.model.attention import attention, visible
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.losses import token_losses
 from glm_jax.model.transformer import GLM
-from glm_jax.tasks.encoding import collate
+from glm_jax.tasks.batch import collate
+from glm_jax.tasks.encoding import encode_candidates, encode_example
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.prompts import Cloze, ClozeContext
 from tests.helpers.golden_params import from_state_dict
 from tests.helpers.golden_tasks import FOLDER
 
@@ -33,15 +33,15 @@ def model():
     return GLM(config), from_state_dict(arrays("ckpt_A.npz"), config.num_heads)
 
 
+def encode(context, blank, candidates, **options):
+    return encode_candidates(START, context, blank, candidates, **options)
+
+
 def of_rows(ids, positions, sep, target, mask):
     """The example that the original wrote as one row a candidate."""
-    contexts, candidates = [], []
-    for row in range(len(ids)):
-        column = int(positions[row, 0, sep[row]])
-        contexts.append(ClozeContext(tuple(ids[row, : sep[row]].tolist()), column))
-        candidates.append(tuple(target[row][mask[row] > 0].tolist()))
-    contexts = contexts[:1] if all(c == contexts[0] for c in contexts) else contexts
-    return Cloze(START, tuple(contexts), tuple(candidates), single_token=False)
+    (context,) = {tuple(ids[row, : sep[row]].tolist()) for row in range(len(ids))}
+    (blank,) = {int(positions[row, 0, sep[row]]) for row in range(len(ids))}
+    return encode(context, blank, [target[row][mask[row] > 0].tolist() for row in range(len(ids))])
 
 
 def multi_token():
@@ -54,7 +54,7 @@ def multi_token():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_multi_token_golden(model, penalty, normalize, fidelity):
     examples, z = multi_token()
-    assert all(len(cloze.contexts) == 1 for cloze in examples)
+    assert all(len(rows) == 1 for rows in examples)
     found = candidate_logprobs(*model, examples, pad=0, batch_size=2, length_penalty=penalty, normalize=normalize)
     expected = z[f"scores_lp{penalty}_softmax{int(normalize)}"]
     found = np.array([s.values for s in found])
@@ -70,8 +70,8 @@ def test_single_token_golden(model, fidelity):
     for ids, positions, sep, words in zip(
         z["input_ids"], z["position_ids"], z["sep"], z["verbalizer_ids"], strict=True
     ):
-        context = ClozeContext(tuple(ids[:sep].tolist()), int(positions[0, sep]))
-        examples.append(Cloze(START, (context,), tuple((int(w),) for w in words), single_token=True))
+        context, blank = ids[:sep].tolist(), int(positions[0, sep])
+        examples.append(encode(context, blank, [[int(w)] for w in words], single_token=True))
     found = candidate_logprobs(*model, examples, pad=0, normalize=False)
     found = np.array([s.values for s in found])
     fidelity.close("cloze_single_token.npz", "logits of the verbalizers", found, z["logits"], 1e-5)
@@ -87,7 +87,7 @@ def made_up(count=3, candidates=7, seed=0):
         column = int(rng.integers(1, len(context)))
         context[column] = 2
         answers = [tuple(rng.integers(10, 128, rng.integers(1, 6)).tolist()) for _ in range(candidates)]
-        yield Cloze(START, (ClozeContext(tuple(context), column),), tuple(answers), single_token=False)
+        yield context, column, answers
 
 
 def on_device(rows):
@@ -101,55 +101,56 @@ def losses(model, params, batch):
     return (token_losses(logits, batch.target_ids) * batch.target_weights).sum(1)
 
 
-def alone(model, cloze):
-    """A plain row a candidate: no answer ids, no other candidate."""
-    return -losses(*model, collate(cloze.rows(), pad=0, length=64, num_targets=8))
+def alone(model, context, blank, candidates):
+    """A plain row a candidate: no segments, no other candidate."""
+    rows = [encode_example(START, context, [blank], [ids]) for ids in candidates]
+    return -losses(*model, collate(rows, pad=0, length=64, num_targets=8))
 
 
 def test_one_pass_is_one_pass_a_candidate(model):
-    for cloze in made_up():
-        assert len(pack(cloze)) == 1
-        found = candidate_logprobs(*model, [cloze], pad=0)[0]
-        np.testing.assert_allclose(found.values, alone(model, cloze), atol=1e-5, rtol=1e-6)
+    for example in made_up():
+        rows = encode(*example)
+        assert len(rows) == 1
+        found = candidate_logprobs(*model, [rows], pad=0)[0]
+        np.testing.assert_allclose(found.values, alone(model, *example), atol=1e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("batch_size", "row_length"), [(1, None), (2, 40), (5, 48)])
 def test_batch_padding_and_chunks_change_nothing(model, batch_size, row_length):
-    examples = list(made_up(5))
+    examples = [encode(*example) for example in made_up(5)]
+    divided = [encode(*example, row_length=row_length) for example in made_up(5)]
     whole = candidate_logprobs(*model, examples, pad=0, batch_size=8)
-    other = candidate_logprobs(*model, examples, pad=77, batch_size=batch_size, row_length=row_length)
+    other = candidate_logprobs(*model, divided, pad=77, batch_size=batch_size)
     for a, b in zip(whole, other, strict=True):
         np.testing.assert_allclose(a.values, b.values, atol=1e-5, rtol=1e-6)
         np.testing.assert_array_equal(a.greedy, b.greedy)
     if row_length:
-        assert any(len(pack(cloze, row_length)) > 1 for cloze in examples)
-        assert all(len(row) <= row_length for cloze in examples for row in pack(cloze, row_length))
+        assert any(len(rows) > 1 for rows in divided)
+        assert all(len(row) <= row_length for rows in divided for row in rows)
 
 
 def test_too_long_for_a_row():
     with pytest.raises(TaskError, match="but rows have 9: raise row_length"):
-        pack(next(made_up()), 9)
+        encode(*next(made_up()), row_length=9)
 
 
 def test_a_context_for_each_candidate(model):
     first, second = (next(made_up(1, 1, seed)) for seed in (1, 2))
-    both = Cloze(START, first.contexts + second.contexts, first.candidates + second.candidates, False)
-    assert len(pack(both)) == 2
+    both = [*encode(*first, numbers=[0]), *encode(*second, numbers=[1])]
     found = candidate_logprobs(*model, [both], pad=0)[0].values
-    np.testing.assert_allclose(found, [alone(model, c)[0] for c in (first, second)], atol=1e-5, rtol=1e-6)
+    np.testing.assert_allclose(found, [alone(model, *c)[0] for c in (first, second)], atol=1e-5, rtol=1e-6)
 
 
 def test_greedy_says_whether_decoding_writes_it(model):
-    cloze = next(made_up(1, 1))
-    context = cloze.contexts[0]
+    context, blank, _ = next(made_up(1, 1))
     written = []
     for _ in range(3):
-        probe = Cloze(START, (context,), ((*written, 0),), False)
-        rows = on_device(cloze_batch(pack(probe), pad=0, length=64, num_targets=8))
+        probe = encode(context, blank, [[*written, 0]])
+        rows = on_device(collate(probe, pad=0, length=64, num_targets=8, segments=True))
         logits = jax.jit(forward, static_argnums=0)(*model, rows)
         written.append(int(logits[0, len(written)].argmax()))
     wrong = (*written[:2], (written[2] + 1) % 128)
-    found = candidate_logprobs(*model, [Cloze(START, (context,), (tuple(written), wrong), False)], pad=0)[0]
+    found = candidate_logprobs(*model, [encode(context, blank, [written, wrong])], pad=0)[0]
     assert found.greedy.tolist() == [True, False]
 
 
@@ -178,8 +179,7 @@ def test_one_answer_is_the_plain_rule():
 
 def test_candidates_do_not_see_each_other(model):
     """Through gradients: the score of a candidate depends on its own embedding row and on no other candidate's."""
-    cloze = Cloze(START, (ClozeContext((1, 20, 2, 21, 0), 2),), ((30, 31, 6), (40, 41, 6)), False)
-    rows = on_device(cloze_batch(pack(cloze), pad=0))
+    rows = on_device(collate(encode((1, 20, 2, 21, 0), 2, [(30, 31, 6), (40, 41, 6)]), pad=0, segments=True))
 
     def first(params):
         return candidate_scores(forward(model[0], params, rows), rows, normalize=False)[0][0, 0]

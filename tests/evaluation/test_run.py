@@ -10,8 +10,8 @@ from flax.core import meta
 
 from glm_jax.cli import evaluate
 from glm_jax.evaluation import results
-from glm_jax.evaluation import run as run_lib
 from glm_jax.evaluation.results import Options
+from glm_jax.evaluation.run import evaluate_named
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM, init_params
 from glm_jax.tasks.errors import TaskError
@@ -31,7 +31,7 @@ def write(path, rows):
 
 
 def run(model, name, options=None, **more):
-    return run_lib.evaluate(*model, Words(), name, options or Options(length=32, overlap=8), **more)
+    return evaluate_named(*model, Words(), name, options or Options(length=32, overlap=8), **more)
 
 
 def test_the_task_of_the_docs(model, tmp_path, monkeypatch):
@@ -52,13 +52,13 @@ def test_the_task_of_the_docs(model, tmp_path, monkeypatch):
         other = run(model, "reviews.py", Options(split="test", batch_size=size))
         for a, b in zip(result.predictions, other.predictions, strict=True):
             assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
-    results.write([result, other], "out", "runs/x")
+    results.write_results([result, other], "out", "runs/x")
     summary = json.loads((tmp_path / "out/results.json").read_text())
     assert summary[0] == {"task": "reviews", "split": "test", "examples": 5, "checkpoint": "runs/x", **result.numbers}
     assert (tmp_path / "out/predictions-reviews-1.jsonl").exists()
     lines = (tmp_path / "out/predictions-reviews.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.predictions
-    table = results.table([result])
+    table = results.results_table([result])
     assert re.search(r"reviews +test +5 +accuracy +\d+\.\d\d", table)
     write(tmp_path / "data/reviews/test.jsonl", [*rows, {"text": "x", "sentiment": "mixed"}])
     with pytest.raises(TaskError, match="example test-6: label 'mixed' is not in the verbalizer, which knows negative"):
@@ -74,14 +74,14 @@ def test_a_split_without_labels_keeps_its_predictions(model, tmp_path, monkeypat
     result = run(model, "boolq", Options(split="test"), data_dir=str(tmp_path))
     assert (result.count, result.numbers, len(result.predictions)) == (3, {}, 3)
     assert "boolq, test: no example has a label" in caplog.text
-    results.write([result], "out", "runs/x")
+    results.write_results([result], "out", "runs/x")
     assert len((tmp_path / "out/predictions-boolq.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_name_in_error_is_found_before_anything_is_opened(monkeypatch):
     command = ["evaluate", "--checkpoint", "no/such/run", "--tasks", "lambada:x.jsonl,boolqq"]
     monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match="'boolqq' is no SuperGLUE task"):
+    with pytest.raises(SystemExit, match="'boolqq' is not a SuperGLUE task"):
         evaluate.main()
 
 

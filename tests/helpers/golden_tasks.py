@@ -1,12 +1,15 @@
 """The original's arrays for tasks, and the released tokenizers that some of them need."""
 
+import dataclasses
 import json
 import lzma
 import os
 import pathlib
+from collections.abc import Sequence
 
 import pytest
 
+from glm_jax.tasks.encoding import Encoded
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.byte_bpe import ByteBPETokenizer, gpt2_commands
 from glm_jax.tokenizers.chinese_sentencepiece import ChineseSentencePieceTokenizer, chinese_commands
@@ -61,9 +64,32 @@ def assert_equal(encoded, record: dict, *, pad: int, sep="sep", ids="ids", targe
     assert [*encoded.block_position_ids, *[0] * padding] == positions[1]
     assert encoded.prefix_length == record[sep]
     if mask is not None:
-        assert [*encoded.target_weights, *[0] * padding] == record[mask]
-        targets_of = [t for t, w in zip(record[targets], record[mask], strict=True) if w]
-        assert [t for t, w in zip(encoded.target_ids, encoded.target_weights, strict=True) if w] == targets_of
+        assert [*target_weights(encoded), *[0] * padding] == record[mask]
+        assert list(encoded.target_ids) == [t for t, w in zip(record[targets], record[mask], strict=True) if w]
+
+
+def target_weights(encoded) -> list[int]:
+    """1 for each token of a row whose output predicts a target, else 0."""
+    return [int(column in encoded.target_index) for column in range(len(encoded))]
+
+
+def rows_of_candidates(rows: Sequence[Encoded]) -> list[Encoded]:
+    """A row for each candidate of an example, as the original has it, from rows that hold several."""
+    result = {}
+    for row in rows:
+        for owner, number in enumerate(row.candidates):
+            kept = [*range(row.prefix_length), *(i for i, s in enumerate(row.segment_ids) if s == owner + 1)]
+            targets = [k for k, candidate in enumerate(row.target_candidate) if candidate == owner]
+            lists = ("tokens", "position_ids", "block_position_ids", "segment_ids")
+            result[number] = dataclasses.replace(
+                row,
+                **{name: [getattr(row, name)[i] for i in kept] for name in lists},
+                target_index=tuple(kept.index(row.target_index[k]) for k in targets),
+                target_ids=tuple(row.target_ids[k] for k in targets),
+                target_candidate=(0,) * len(targets),
+                candidates=(number,),
+            )
+    return [result[number] for number in sorted(result)]
 
 
 class Words(Tokenizer):

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from glm_jax.tasks.encoding import Answer, cloze_input, collate, encode_example, last_blank, unidirectional_input
+from glm_jax.tasks.batch import collate
+from glm_jax.tasks.encoding import encode_candidates, encode_example, pack
 from glm_jax.tasks.errors import TaskError
 from tests.helpers.golden_tasks import TOY, assert_equal, load
+from tests.reference.task_rows import cloze_input, last_blank, unidirectional_input
 
 RECORDS = {record["name"]: record for record in load("input_builders.json")}
 
@@ -32,23 +34,48 @@ def test_golden(name, fidelity):
     fidelity.compared("input_builders.json", "inputs of all builders")
 
 
-def test_blocks_and_groups():
-    """Two blanks of one text see each other; two candidates for one blank do not, and start over."""
+def test_several_blanks_and_several_candidates():
+    """Two blanks of one text see each other; two candidates for one blank do not."""
     context = [1, 20, 2, 21, 2, 0]
-    rows = encode_example(5, context, [Answer(2, [30, 31, 6]), Answer(4, [40, 6], group=2)])
-    assert rows.tokens[6:] == [5, 30, 31, 5, 40]
-    assert rows.position_ids[6:] == [2, 2, 2, 4, 4]
-    assert rows.block_position_ids[6:] == [1, 2, 3, 1, 2]
-    assert rows.target_ids[6:] == [30, 31, 6, 40, 6]
-    assert rows.segment_ids == [0] * 6 + [1, 1, 1, 2, 2]
-    flat = encode_example(5, context, [Answer(2, [30, 31, 6])], block_positions=False)
+    row = encode_example(5, context, [2, 4], [[30, 31, 6], [40, 6]])
+    assert row.tokens[6:] == [5, 30, 31, 5, 40]
+    assert row.position_ids[6:] == [2, 2, 2, 4, 4]
+    assert row.block_position_ids[6:] == [1, 2, 3, 1, 2]
+    assert row.target_index == (6, 7, 8, 9, 10)
+    assert row.target_ids == (30, 31, 6, 40, 6)
+    assert row.segment_ids == [0] * 6 + [1, 1, 1, 1, 1]
+    assert row.blanks == (2, 4)
+    flat = encode_example(5, context, [2], [[30, 31, 6]], block_positions=False)
     assert flat.block_position_ids[6:] == [1, 1, 1]
+    (row,) = encode_candidates(5, context, 2, [[30, 31, 6], [30, 40, 6]], given=1)
+    assert row.tokens[6:] == [5, 30, 31, 5, 30, 40]
+    assert row.position_ids[6:] == [2] * 6
+    assert row.segment_ids == [0] * 6 + [1, 1, 1, 2, 2, 2]
+    assert (row.target_index, row.target_ids) == ((7, 8, 10, 11), (31, 6, 40, 6))
+    assert (row.target_candidate, row.candidates) == ((0, 0, 1, 1), (0, 1))
+    (single,) = encode_candidates(5, context, 2, [[30], [31]], single_token=True)
+    assert single.tokens[6:] == [5]
+    assert (single.target_index, single.target_ids, single.target_candidate) == ((6, 6), (30, 31), (0, 1))
+
+
+def test_packed_rows_hold_their_examples_side_by_side():
+    rows = [encode_example(5, [1, 2, 0], [1], [[30, 6]]), encode_example(5, [1, 7, 2, 0], [2], [[31, 32, 6]], given=1)]
+    row = pack(rows)
+    assert row.tokens == [1, 2, 0, 1, 7, 2, 0, 5, 30, 5, 31, 32]
+    assert row.position_ids == [0, 1, 2, 0, 1, 2, 3, 1, 1, 2, 2, 2]
+    assert row.segment_ids == [1, 1, 1, 2, 2, 2, 2, 1, 1, 2, 2, 2]
+    assert row.prefix_length == 7
+    assert row.blanks == (1, 5)
+    assert row.target_index == (7, 8, 10, 11)
+    assert row.target_ids == (30, 6, 32, 6)
+    with pytest.raises(TaskError, match="with several candidates for a blank, or with soft prompts, needs a row of"):
+        pack(encode_candidates(5, [1, 2, 0], 1, [[30, 6], [31, 6]]))
 
 
 def test_collate():
     rows = [
-        encode_example(5, [1, 2, 0], [Answer(1, [30, 31, 6], known=1)]),
-        encode_example(5, [1, 2, 21, 0], [Answer(1, [9])]),
+        encode_example(5, [1, 2, 0], [1], [[30, 31, 6]], given=1),
+        encode_example(5, [1, 2, 21, 0], [1], [[9]]),
     ]
     batch = collate(rows, pad=99, segments=True)
     np.testing.assert_array_equal(batch.tokens, [[1, 2, 0, 5, 30, 31], [1, 2, 21, 0, 5, 99]])
@@ -57,17 +84,25 @@ def test_collate():
     np.testing.assert_array_equal(batch.target_ids, [[31, 6], [9, 0]])
     np.testing.assert_array_equal(batch.target_weights, [[1, 1], [1, 0]])
     np.testing.assert_array_equal(batch.segment_ids, [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0]])
+    assert batch.labels.tolist() == [-1, -1]
+    assert batch.prompt_columns is None
     wide = collate(rows, pad=99, length=9, num_targets=4)
     assert wide.tokens.shape == (2, 9)
     assert wide.target_ids.shape == (2, 4)
 
 
 def test_errors():
-    row = encode_example(5, [1, 2, 0], [Answer(1, [30, 31, 6])])
+    row = encode_example(5, [1, 2, 0], [1], [[30, 31, 6]])
+    (choice,) = encode_candidates(5, [1, 2, 0], 1, [[30, 6], [31, 6]])
+    (prompted,) = encode_candidates(5, [1, 2, 0], 1, [[30, 6]], prompt_columns=(0,))
     with pytest.raises(TaskError, match="6 tokens does not fit rows of 5"):
         collate([row], pad=0, length=5)
     with pytest.raises(TaskError, match="3 targets does not fit 2"):
         collate([row], pad=0, num_targets=2)
+    with pytest.raises(TaskError, match="2 candidates does not fit 1"):
+        collate([choice], pad=0, num_candidates=1)
+    with pytest.raises(TaskError, match="the same number of soft prompt tokens"):
+        collate([row, prompted], pad=0)
     with pytest.raises(TaskError, match="no rows"):
         collate([], pad=0)
     with pytest.raises(TaskError, match="no blank is left in a context of 2"):
@@ -75,6 +110,6 @@ def test_errors():
     with pytest.raises(TaskError, match="no blank is left"):
         cloze_input(TOY, [21, 22, 23, 24, 2], max_length=4)
     with pytest.raises(TaskError, match="without tokens"):
-        encode_example(5, [1, 2], [Answer(1, [])])
+        encode_example(5, [1, 2], [1], [[]])
     with pytest.raises(TaskError, match="column 3"):
-        encode_example(5, [1, 2], [Answer(3, [4])])
+        encode_example(5, [1, 2], [3], [[4]])

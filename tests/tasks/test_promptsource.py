@@ -8,7 +8,7 @@ import pytest
 from glm_jax.tasks import promptsource, superglue
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import jsonl, read
-from glm_jax.tasks.prompts import MASK, PromptEncoder, Truncatable, TruncateLast
+from glm_jax.tasks.templates import MASK, TemplateEncoder, Truncatable, TruncateLast
 from tests.helpers.golden_tasks import DATA, Words, needs_data
 
 needs_promptsource = pytest.mark.skipif(
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 
 def test_a_template_as_a_prompt(folder):
-    prompt = promptsource.prompt("promptsource:toy/sub/ask/again", folder)
+    prompt = promptsource.cloze_template("promptsource:toy/sub/ask/again", folder)
     fields = {"text": "I like it.", "label": 1}
     parts = prompt.pattern(fields)
     assert parts == ["Review:", " I like it.", " Was it bad or good?", MASK]
@@ -54,8 +54,8 @@ def test_a_template_as_a_prompt(folder):
     assert prompt.label_index(None, fields) == 1
     long = {"text": " ".join(f"w{i}" for i in range(60)), "label": 0}
     words = Words()
-    context = PromptEncoder(words, 20).encode(prompt, long).contexts[0]
-    assert set(words.encode("Was it bad or good?")) <= set(context.ids)
+    (row,) = TemplateEncoder(words, 20).encode(prompt, long)
+    assert set(words.encode("Was it bad or good?")) <= set(row.context)
 
 
 def test_render(folder):
@@ -77,7 +77,7 @@ def test_errors(folder):
     with pytest.raises(TaskError, match="no data set for 'toys/x'"):
         promptsource.find("promptsource:toys/x", folder)
     with pytest.raises(TaskError, match="has no answer choices"):
-        promptsource.prompt("promptsource:toy/sub/sum", folder)
+        promptsource.cloze_template("promptsource:toy/sub/sum", folder)
     with pytest.raises(TaskError, match="does not apply to this example"):
         promptsource.find("toy/sub/some", folder).render({"text": "x", "label": 0})
     with pytest.raises(TaskError, match="cannot be filled: SecurityError"):
@@ -85,7 +85,7 @@ def test_errors(folder):
     with pytest.raises(TaskError, match="no templates of promptsource"):
         promptsource.templates_folder(folder / "none")
     (folder / "toy" / "sub" / "templates.yaml").write_text("templates: [")
-    with pytest.raises(TaskError, match="is no file of promptsource"):
+    with pytest.raises(TaskError, match="is not a promptsource file"):
         list(promptsource.every(folder))
 
 

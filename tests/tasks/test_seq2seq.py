@@ -1,10 +1,9 @@
-"""Sequence to sequence and infilling against the original's rows; readers; what is lost and what is not."""
+"""Sequence to sequence against the original's rows; readers; what is lost and what is not."""
 
 # ruff: noqa: RUF001 (Chinese punctuation)
 
 import dataclasses
 import json
-import random
 
 import pytest
 
@@ -14,10 +13,9 @@ from glm_jax.evaluation.results import Options
 from glm_jax.model.config import GLMConfig
 from glm_jax.tasks import seq2seq
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import read
-from glm_jax.tasks.infilling import InfillingTask
+from glm_jax.tasks.examples import Example, read
+from glm_jax.tasks.infilling import InfillingTask, infilling_source
 from glm_jax.tasks.task import find
-from glm_jax.tokenizers import sentencepiece_tokenizer
 from tests.helpers.golden_tasks import Words, assert_equal, load, needs_vocabularies, tokenizer
 from tests.helpers.paths import ROOT
 
@@ -68,7 +66,7 @@ def test_golden(record):
     lengths = args["src_seq_length"], args["tgt_seq_length"]
     task = seq2seq.Seq2SeqTask("x", lambda split: (), LAYOUTS[args["task"]], *lengths)
     training = "target" in sample
-    encoded = task.encode(tokens, fields, training=training, pad_context=True)
+    encoded = task.encode(tokens, Example("x", fields), training=training, pad_context=True)
     used = cut(sample, encoded)
     assert set(sample["text"][len(encoded) :]) <= {tokens.special.end, tokens.special.pad}  # the end token as an input
     assert_equal(encoded, used, pad=tokens.special.pad, mask="loss_mask" if training else None, **NAMES)
@@ -83,7 +81,7 @@ def test_context_without_padding_is_what_the_original_masks(record):
     task = seq2seq.Seq2SeqTask(
         "x", lambda split: (), seq2seq.continuation, args["src_seq_length"], args["tgt_seq_length"]
     )
-    encoded = task.encode(tokens, PAIRS[name_of(record)], training="target" in sample)
+    encoded = task.encode(tokens, Example("x", PAIRS[name_of(record)]), training="target" in sample)
     seen = sample["attention_mask"][0][0]
     assert encoded.prefix_length == sum(seen[: args["src_seq_length"]])
     columns = [i for i, visible in enumerate(seen) if visible] + list(
@@ -91,60 +89,6 @@ def test_context_without_padding_is_what_the_original_masks(record):
     )
     for name, values in (("tokens", sample["text"]), ("position_ids", sample["position_id"][0])):
         assert getattr(encoded, name) == [values[i] for i in columns][: len(encoded)]
-
-
-@needs_vocabularies
-def test_infilling_golden():
-    tokens, rng = tokenizer("bert"), random.Random(1234)
-    for record in RECORDS:
-        if not record["name"].startswith("blank/train"):
-            continue
-        text, answers = seq2seq.blank_out(record["source"], record["args"]["blank_maskratio"], rng)
-        encoded = seq2seq.encode_infilling(tokens, text, answers)
-        sample, width = record["sample"], record["args"]["src_seq_length"]
-        n = encoded.prefix_length
-        assert [*encoded.tokens[:n], *[0] * (width - n)] == sample["text"][:width]
-        behind = slice(n, n + len(sample["text"]) - width)  # the original cuts what is longer
-        for name, values in (
-            ("tokens", sample["text"]), ("position_ids", sample["position_id"][0]),
-            ("block_position_ids", sample["position_id"][1]), ("target_ids", sample["target"]),
-            ("target_weights", sample["loss_mask"]),
-        ):  # fmt: skip
-            found = getattr(encoded, name)[behind]
-            assert found == values[width : width + len(found)], name
-        assert seq2seq.fill_in(text, answers) == record["source"]
-    test = RECORDS[39]["sample"]
-    encoded = seq2seq.encode_infilling(tokens, "what [MASK] best [MASK]", None)
-    assert encoded.tokens == [t for i, t in enumerate(test["text"]) if i < 4 or i == 24]
-
-
-@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.4, 0.5])
-def test_mask_ratios(ratio):
-    rng, words = random.Random(0), [f"w{i}" for i in range(40)]
-    text, answers = seq2seq.blank_out(" ".join(words), ratio, rng)
-    assert sum(len(answer.split()) for answer in answers) == int(ratio * 40)
-    assert text.count("[MASK]") == len(answers)
-    assert "[MASK] [MASK]" not in text
-    assert seq2seq.fill_in(text, answers) == " ".join(words)
-
-
-def test_infilling_errors():
-    with pytest.raises(TaskError, match=r"mask ratio 0.1 takes no word of 3"):
-        seq2seq.blank_out("a b c", 0.1, random.Random(0))
-    with pytest.raises(TaskError, match="1 answers for 2 blanks"):
-        seq2seq.encode_infilling(Words(), "a [MASK] b [MASK]", ["x"])
-    with pytest.raises(TaskError, match="1 answers for 2 blanks"):
-        seq2seq.fill_in("a [MASK] b [MASK]", ["x"])
-
-
-def test_infilled_words_keep_the_space_that_their_mask_swallowed():
-    """The targets of "a [MASK] d", filled with "b c", are what the vocabulary makes of " b c"."""
-    texts = [" ".join(random.Random(i).choices(["mercy", "merciful", "shower", "bread"], k=40)) for i in range(20)]
-    tokens = sentencepiece_tokenizer.train(texts, vocab_size=285, max_chunks=None)
-    encoded = seq2seq.encode_infilling(tokens, "bread [MASK] shower", ["merciful mercy"])
-    targets = [t for t, weight in zip(encoded.target_ids, encoded.target_weights, strict=True) if weight]
-    assert targets == [*tokens.encode_continuation(" merciful mercy"), tokens.special.end]
-    assert targets != [*tokens.encode_continuation("merciful mercy"), tokens.special.end]
 
 
 def test_lengths_that_the_model_does_not_hold_are_cut():
@@ -164,9 +108,9 @@ def test_squad_files_of_another_form_are_named(tmp_path, content):
 def test_source_and_target_lengths():
     words = Words()
     task = seq2seq.pairs("mine", "nowhere", source_length=8, target_length=3)
-    encoded = task.encode(words, {"source": "a b c d e f g h", "target": "k l m n"})
+    encoded = task.encode(words, Example("x", {"source": "a b c d e f g h", "target": "k l m n"}))
     assert encoded.tokens[1:6] == words.encode("d e f g h")
-    assert encoded.target_ids[-3:] == words.encode("k l m")
+    assert list(encoded.target_ids) == words.encode("k l m")
     assert len(encoded) == 8 + 3
 
 
@@ -183,7 +127,7 @@ def test_wordpiece_is_compared_in_one_writing():
     assert ours == theirs
     ours, theirs = generation._fixed(seq2seq.gigaword("nowhere"), tokens, ["a [UNK] - b"], ["A [UNK] - b"])
     assert ours == theirs == ["a UNK - b"]
-    infilling = InfillingTask("blank", seq2seq.infilling_source("nowhere"), 0.3)
+    infilling = InfillingTask("blank", infilling_source("nowhere"), 0.3)
     assert generation._fixed(infilling, tokens, ["do n ' t"], ["Do n't"]) == (["do n't"], ["Do n't"])
 
 
@@ -227,8 +171,6 @@ def test_readers(tmp_path):
     (tmp_path / "dev.json").write_text(json.dumps(squad))
     examples = read(seq2seq.squad_generation(str(tmp_path)).source, "validation")
     assert [(e.fields["answer"], e.fields["target"]) for e in examples] == [("A", "Q?")]
-    (tmp_path / "valid.txt").write_text("a _UNK b\n\n")
-    assert read(seq2seq.infilling_source(str(tmp_path)), "validation")[0].fields == {"text": "a [UNK] b"}
 
 
 def test_words_to_copy_are_those_of_the_verses_in_another_order():

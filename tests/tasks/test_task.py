@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from glm_jax.tasks import metrics
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import read
-from glm_jax.tasks.prompts import MASK, PromptEncoder, Truncatable, TruncateLast
-from glm_jax.tasks.task import find, from_settings, named_prompt, written_pattern
+from glm_jax.tasks.task import find, from_settings, named_template, written_pattern
+from glm_jax.tasks.templates import MASK, Truncatable, TruncateLast
 from tests.helpers.golden_tasks import Words
 
 
@@ -41,15 +42,22 @@ def test_from_settings(settings):
     task = from_settings({**settings, "max_length": 32})
     assert task.max_length == 32
     examples = read(task.source, "test")
-    assert [task.prompt.label_index(e.label, e.fields) for e in examples] == [1, 0]
-    cloze = PromptEncoder(Words(), task.max_length).encode(task.prompt, examples[0].fields)
-    assert cloze.single_token
+    assert [task.template.label_index(e.label, e.fields) for e in examples] == [1, 0]
+    (row,) = task.encoder(Words(), 512).encode(task.template, examples[0].fields)
+    assert row.target_index == (row.prefix_length,) * 2
+    assert task.encoder(Words(), 512).max_length == 32
+
+
+def test_the_old_name_of_the_metric(settings):
+    assert from_settings({**settings, "score": "f1"}).metric is metrics.METRICS["f1"]
+    assert from_settings({**settings, "metric": "f1"}).metric is metrics.METRICS["f1"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"verbaliser": {}}, "unknown key 'verbaliser' in a task; the keys are candidates"),
-     ({"prompt": "boolq"}, "either a pattern or the name of a prompt"), ({"score": "bleu"}, "no score 'bleu'; there"),
+    [({"verbaliser": {}}, "unknown key 'verbaliser' in a task; nearest: verbalizer"),
+     ({"prompt": "boolq"}, "either a pattern or the name of a prompt"),
+     ({"metric": "bleu"}, "unknown metric 'bleu'; known: accuracy"),
      ({"tfds": "x"}, "one of path, tfds and hub, not path and tfds"), ({"path": "x.parquet"}, "none of .jsonl"),
      ({"columns": ["text"]}, "columns are of tables"),
      ({"name": ""}, "needs a name"), ({"verbalizer": None}, "either a verbalizer or candidates")],
@@ -60,15 +68,15 @@ def test_bad_settings(settings, change, message):
 
 
 def test_find(tmp_path, settings):
-    assert find("cb:4", str(tmp_path)).prompt.verbalizer["neutral"] == " neither"
+    assert find("cb:4", str(tmp_path)).template.verbalizer["neutral"] == " neither"
     with pytest.raises(TaskError, match="cb has no pattern 5; it has 0 to 4"):
         find("cb:5")
-    with pytest.raises(TaskError, match="'sst' is no SuperGLUE task"):
+    with pytest.raises(TaskError, match="'sst' is not a SuperGLUE task"):
         find("sst")
     with pytest.raises(TaskError, match="write TASK:PATTERN"):
         find("cb:x")
-    with pytest.raises(TaskError, match="no prompt is named 'agnew'"):
-        named_prompt("agnew")
+    with pytest.raises(TaskError, match="no prompt is named 'agnew'; nearest: agnews"):
+        named_template("agnew")
     file = tmp_path / "mine.py"
     file.write_text(f"task = {settings!r}\n")
     assert find(str(file)).name == "reviews"
@@ -81,4 +89,4 @@ def test_labels_that_are_true_or_false(settings, tmp_path):
     rows = [{"text": "good film", "label": True}, {"text": "bad film", "label": False}]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = from_settings({**settings, "verbalizer": {False: " bad", True: " good"}})
-    assert [task.prompt.label_index(e.label, e.fields) for e in read(task.source, "test")] == [1, 0]
+    assert [task.template.label_index(e.label, e.fields) for e in read(task.source, "test")] == [1, 0]

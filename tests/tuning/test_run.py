@@ -15,9 +15,9 @@ import pytest
 
 from glm_jax import config as defaults
 from glm_jax.cli import evaluate
-from glm_jax.evaluation import run
 from glm_jax.evaluation.cloze import cloze_loss
-from glm_jax.evaluation.results import Options
+from glm_jax.evaluation.results import Options, Result
+from glm_jax.evaluation.run import evaluate_task
 from glm_jax.interop import load
 from glm_jax.interop.load import open_model
 from glm_jax.tasks.errors import TaskError
@@ -28,9 +28,9 @@ from glm_jax.training.metric_writer import read_metrics
 from glm_jax.training.trainer import Interrupted, train
 from glm_jax.training.workdir import load_run
 from glm_jax.tuning import run as room
-from glm_jax.tuning.dataset import rows_of, share_rows, to_batch
+from glm_jax.tuning.dataset import best_fit, make_dataset, to_batch
 from glm_jax.tuning.losses import task_objective
-from glm_jax.tuning.run import fine_tune
+from glm_jax.tuning.run import finetune
 from glm_jax.tuning.task import tasks_of
 from tests.helpers import tiny_run
 from tests.helpers.crash_resume import ROOT, assert_same_end, kill_at, losses
@@ -79,7 +79,7 @@ def config(place, *tasks, **changes):
 
 @pytest.fixture(scope="module")
 def finished(place):
-    return place / "whole", fine_tune(config(place), str(place / "whole"))
+    return place / "whole", finetune(config(place), str(place / "whole"))
 
 
 def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
@@ -92,7 +92,7 @@ def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
     assert value == pytest.approx(max(found))
     assert json.loads((folder / "test.json").read_text()) == summary
     assert len((folder / "test" / "predictions-topics.jsonl").read_text().splitlines()) == 10
-    assert "topics, validation, 10 examples: accuracy" in room.table(summary)
+    assert "topics, validation, 10 examples: accuracy" in room.format_summary(summary)
     best = load_run(folder, "best").restored
     assert best.step == load(folder).metadata["iteration"] == load_run(folder).restored.step
     latest = load_run(folder, "latest").restored
@@ -111,13 +111,13 @@ def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
 
     monkeypatch.setattr("glm_jax.training.metric_writer.Report.progress", interrupt)
     with pytest.raises(Interrupted):
-        fine_tune(config(place), str(folder))
+        finetune(config(place), str(folder))
     monkeypatch.undo()
     # A run that has begun needs its own folder only.
     moved = place / "elsewhere"
     (place / "pretrained").rename(moved)
     try:
-        assert fine_tune(config(place), str(folder)) == finished[1]
+        assert finetune(config(place), str(folder)) == finished[1]
     finally:
         moved.rename(place / "pretrained")
     assert_same_end(folder, finished[0])
@@ -148,7 +148,7 @@ def test_kill_9_and_resume_is_bitwise(finished, place):
 
 def test_tasks_that_write_beside_tasks_that_choose(place):
     tasks = ({**TOPICS, "path": str(place / "{split}.jsonl")}, "blank:0.4")
-    summary = fine_tune(
+    summary = finetune(
         config(place, *tasks, weights=(2.0, 1.0), train_duration="2 steps", seeds=(2,), eval_every="2 steps"),
         str(place / "mixed"),
     )
@@ -160,11 +160,11 @@ def test_tasks_that_write_beside_tasks_that_choose(place):
 
 
 def test_seeds_are_averaged(tmp_path):
-    runs = [[run.Result("t", "test", 7, {"accuracy": value}, [])] for value in (1.0, 3.0, 8.0)]
+    runs = [[Result("t", "test", 7, {"accuracy": value}, [])] for value in (1.0, 3.0, 8.0)]
     summary = room._summary(tmp_path, runs)
     numbers = {"mean": 4.0, "deviation": pytest.approx(13**0.5), "values": [1.0, 3.0, 8.0]}
     assert summary == {"t": {"split": "test", "examples": 7, "accuracy": numbers}}
-    assert room.table(summary) == "t, test, 7 examples: accuracy 4.00 ± 3.61 (3 seeds)"
+    assert room.format_summary(summary) == "t, test, 7 examples: accuracy 4.00 ± 3.61 (3 seeds)"
 
 
 def test_generation_does_not_depend_on_the_batch(place):
@@ -172,14 +172,14 @@ def test_generation_does_not_depend_on_the_batch(place):
     model = (loaded.model, loaded.params, loaded.tokenizer)
     task = find(f"pairs:{place}", str(place))
     task = type(task)(task.name, task.source, task.layout, 32, 4, beams=2)
-    found = [run.run(*model, task, Options(batch_size=size, limit=5)).predictions for size in (1, 4)]
+    found = [evaluate_task(*model, task, Options(batch_size=size, limit=5)).predictions for size in (1, 4)]
     assert found[0] == found[1]
     assert {*found[0][0]} == {"id", "split", "prediction", "reference"}
 
 
 def _batch(task, loaded, packed_length=None):
     examples = read(task.source, "train", 6)
-    rows = rows_of(task, examples, loaded.tokenizer, loaded.model, packed_length=packed_length)
+    rows = make_dataset(task, examples, loaded.tokenizer, loaded.model, packed_length=packed_length)
     numbers = range(len(rows))
     arrays = {name: np.stack([rows[i][name] for i in numbers]) for name in rows[0]}
     return to_batch({name: jnp.asarray(array) for name, array in arrays.items()} | {"index": jnp.asarray(numbers)})
@@ -195,9 +195,9 @@ def test_the_loss_of_candidates_is_that_of_their_scores(place, multi):
     objective = task_objective(loaded.model)
     total, sums = objective(loaded.params, batch)
     options = Options(split="train", limit=6)
-    predictions = run.run(loaded.model, loaded.params, loaded.tokenizer, task, options).predictions
+    predictions = evaluate_task(loaded.model, loaded.params, loaded.tokenizer, task, options).predictions
     scores = np.array([list(p["scores"].values()) for p in predictions], np.float32)
-    expected = cloze_loss(jnp.asarray(scores), batch.cloze.labels, jnp.ones(scores.shape))
+    expected = cloze_loss(jnp.asarray(scores), batch.labels, jnp.ones(scores.shape))
     np.testing.assert_allclose(total / 6, expected, rtol=1e-5)
     assert sums.weight.sum() == 6
 
@@ -209,16 +209,15 @@ def test_written_answers_are_smoothed_and_averaged_by_token(place):
     batch = _batch(task, loaded)
     objective = task_objective(loaded.model, label_smoothing=0.2, choices=False, generation=True)
     total, sums = objective(loaded.params, batch)
-    rows = batch.cloze.batch
     logits = loaded.model.apply(
-        {"params": loaded.params}, rows.tokens, rows.position_ids, rows.block_position_ids, rows.prefix_lengths,
-        rows.target_index,
+        {"params": loaded.params}, batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths,
+        batch.target_index,
     )  # fmt: skip
     log_probs = np.asarray(jax.nn.log_softmax(logits))
-    right = np.take_along_axis(log_probs, np.asarray(rows.target_ids)[..., None], 2)[..., 0]
-    expected = -((0.8 * right + 0.2 * log_probs.mean(2)) * rows.target_weights).sum()
+    right = np.take_along_axis(log_probs, np.asarray(batch.target_ids)[..., None], 2)[..., 0]
+    expected = -((0.8 * right + 0.2 * log_probs.mean(2)) * batch.target_weights).sum()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
-    assert sums.weight.sum() == rows.target_weights.sum() > 6
+    assert sums.weight.sum() == batch.target_weights.sum() > 6
 
 
 @pytest.mark.parametrize("kind", ["pairs", "blanks"])
@@ -230,7 +229,7 @@ def test_examples_that_share_a_row_are_learned_as_if_each_had_its_own(place, kin
         task = dataclasses.replace(task, source_length=32, target_length=4)
     apart, together = _batch(task, loaded), _batch(task, loaded, packed_length=64)
     assert together.index.size < 4 < apart.index.size == 6
-    assert apart.cloze.batch.segment_ids is None
+    assert apart.segment_ids is None
     objective = task_objective(loaded.model, choices=False, generation=True)
     learned = jax.value_and_grad(objective, has_aux=True)
     ((loss, sums), grads), ((expected, of_all), expected_grads) = (
@@ -245,19 +244,19 @@ def test_examples_that_share_a_row_are_learned_as_if_each_had_its_own(place, kin
 def test_which_examples_share_a_row():
     rng = random.Random(0)
     lengths = [rng.randint(20, 120) for _ in range(2000)]
-    rows = share_rows(lengths, 256)
+    rows = best_fit(lengths, 256)
     assert sorted(i for row in rows for i in row) == list(range(2000))
     filled = [sum(lengths[i] for i in row) for row in rows]
     assert max(filled) <= 256
     assert sum(filled) / 256 / len(rows) > 0.98
     with pytest.raises(TaskError, match="an example of 120 tokens does not fit packed_length 119"):
-        share_rows([7, 120], 119)
+        best_fit([7, 120], 119)
 
 
-def test_only_written_answers_share_rows(place):
+def test_only_written_answers_best_fit(place):
     with pytest.raises(ValueError, match="packed_length 64: examples of topics are scored, not written"):
-        fine_tune(config(place, packed_length=64), str(place / "refused"))
-    summary = fine_tune(
+        finetune(config(place, packed_length=64), str(place / "refused"))
+    summary = finetune(
         config(place, "blank:0.4", packed_length=128, batch_size=2, train_duration="2 steps", eval_every="2 steps"),
         str(place / "packed"),
     )
@@ -267,7 +266,7 @@ def test_only_written_answers_share_rows(place):
 def test_a_classifier_on_the_first_token(place, monkeypatch):
     changes = {"head": "classifier", "duration": "2 steps", "eval_every": "2 steps"}
     folder = place / "classifier"
-    summary = fine_tune(config(place, **changes), str(folder))
+    summary = finetune(config(place, **changes), str(folder))
     assert summary["topics"]["examples"] == 10
     head = load(folder).classifier
     assert head["output"]["kernel"].shape == (32, 2)
@@ -307,10 +306,10 @@ def test_patience_ends_a_run(place):
     config_ = config(place, **changes)
     config_.schedule.peak_lr = 0.0  # nothing becomes better
     folder = place / "patient"
-    fine_tune(config_, str(folder))
+    finetune(config_, str(folder))
     assert json.loads((folder / "result.json").read_text())["step"] == 2
     before = load_run(folder).restored.checksum
-    fine_tune(config_, str(folder))  # does not go on
+    finetune(config_, str(folder))  # does not go on
     assert load_run(folder).restored.checksum == before
 
 
@@ -334,13 +333,13 @@ def test_patience_ends_a_run(place):
 )
 def test_what_cannot_run_is_refused(place, tmp_path, changes, message):
     with pytest.raises((ValueError, TaskError), match=message):
-        fine_tune(config(place, **changes), str(tmp_path / "run"))
+        finetune(config(place, **changes), str(tmp_path / "run"))
     assert not list(tmp_path.glob("run/checkpoints/[0-9]*"))
 
 
 def test_a_config_of_the_other_verb_is_named(tmp_path):
     with pytest.raises(ValueError, match="names no tasks: take one of configs/finetune/"):
-        fine_tune(defaults.pretrain(), str(tmp_path / "run"))
+        finetune(defaults.pretrain(), str(tmp_path / "run"))
     with pytest.raises(ValueError, match="no text to learn: take one of configs/pretrain/"):
         train(defaults.finetune(), str(tmp_path / "run"))
 
@@ -350,7 +349,7 @@ def test_the_sizes_of_the_model_are_the_checkpoints(place, tmp_path):
     with config_.model.ignore_type():
         config_.model.num_layers = 5
     with pytest.raises(ValueError, match=r"model\.num_layers is the checkpoint's"):
-        fine_tune(config_, str(tmp_path / "run"))
+        finetune(config_, str(tmp_path / "run"))
 
 
 def test_a_label_outside_the_verbalizer_names_its_example(place, tmp_path):
@@ -358,14 +357,14 @@ def test_a_label_outside_the_verbalizer_names_its_example(place, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text('{"text": "ba", "label": 0}\n{"text": "de", "label": 7}\n')
     with pytest.raises(TaskError, match=r"example train-2: label 7 is not in the verbalizer, which knows 0, 1"):
-        fine_tune(config(place, {**TOPICS, "path": str(path)}), str(tmp_path / "run"))
+        finetune(config(place, {**TOPICS, "path": str(path)}), str(tmp_path / "run"))
 
 
 def test_a_validation_split_without_labels_is_refused(place, tmp_path):
     for split, row in (("train", {"text": "ba", "label": 0}), ("validation", {"text": "ba", "label": None})):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(TaskError, match="topics: example validation-1 has no label; name a labelled validation_split"):
-        fine_tune(config(place, {**TOPICS, "path": str(tmp_path / "{split}.jsonl")}), str(tmp_path / "run"))
+        finetune(config(place, {**TOPICS, "path": str(tmp_path / "{split}.jsonl")}), str(tmp_path / "run"))
 
 
 def test_a_text_to_fill_that_is_longer_than_the_model_is_named(place, tmp_path):
@@ -374,4 +373,4 @@ def test_a_text_to_fill_that_is_longer_than_the_model_is_named(place, tmp_path):
     config_ = config(place, "blank:0.4")
     config_.data.data_dir = str(tmp_path)
     with pytest.raises(TaskError, match=r"example train-1: position_ids reach from 0 to \d+, but the table holds"):
-        fine_tune(config_, str(tmp_path / "run"))
+        finetune(config_, str(tmp_path / "run"))

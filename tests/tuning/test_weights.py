@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from glm_jax.distributed import processes
-from glm_jax.evaluation import run
 from glm_jax.evaluation.results import Options, Share
+from glm_jax.evaluation.run import evaluate_task
 from glm_jax.interop import load
 from glm_jax.tasks.task import find
 from glm_jax.training.metric_writer import read_metrics
-from glm_jax.tuning.run import fine_tune
+from glm_jax.tuning.run import finetune
 from tests.helpers import two_processes
 from tests.helpers.compiler_flags import fake_devices
 from tests.helpers.crash_resume import ROOT, losses
@@ -40,12 +40,12 @@ def test_shares_make_the_whole(place, name, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(processes, "gather", gather)
     model = (loaded.model, loaded.params, loaded.tokenizer, task)
-    whole = run.run(*model, Options())
+    whole = evaluate_task(*model, Options())
     assert not said
     for index in range(2):
         with pytest.raises(InterruptedError):
-            run.run(*model, Options(share=Share(index, 3)))
-    last = run.run(*model, Options(share=Share(2, 3)))
+            evaluate_task(*model, Options(share=Share(index, 3)))
+    last = evaluate_task(*model, Options(share=Share(2, 3)))
     assert [len(part) for part in said] == [4, 3, 3]
     assert (last.count, last.numbers) == (10, pytest.approx(whole.numbers))
     for ours, theirs in zip(last.predictions, whole.predictions, strict=True):
@@ -62,7 +62,7 @@ def _task_file(place):  # noqa: F811
 @pytest.mark.slow
 def test_two_hosts_fine_tune_as_one(place):  # noqa: F811
     tasks = ({**TOPICS, "path": str(place / "{split}.jsonl")}, "blank:0.4")
-    one = fine_tune(config(place, *tasks), str(place / "one"))
+    one = finetune(config(place, *tasks), str(place / "one"))
     file = place / "two.py"
     file.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"

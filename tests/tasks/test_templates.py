@@ -5,13 +5,29 @@
 import pytest
 
 from glm_jax.tasks import patterns_more, patterns_superglue
-from glm_jax.tasks.encoding import cloze_input, decoder_inputs
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.prompts import MASK, SEGMENT_BREAK, SOFT_PROMPT, PromptEncoder, Template, Truncatable, TruncateLast
-from tests.helpers.golden_tasks import TOY, Words, assert_equal, load, needs_vocabularies, tokenizer
+from glm_jax.tasks.templates import (
+    MASK,
+    SEGMENT_BREAK,
+    SOFT_PROMPT,
+    Template,
+    TemplateEncoder,
+    Truncatable,
+    TruncateLast,
+)
+from tests.helpers.golden_tasks import (
+    TOY,
+    Words,
+    assert_equal,
+    load,
+    needs_vocabularies,
+    rows_of_candidates,
+    tokenizer,
+)  # fmt: skip
+from tests.reference.task_rows import cloze_input, decoder_inputs, segment_rows
 
 RECORDS = load("pvp_samples.json")
-PROMPTS = patterns_superglue.PROMPTS | patterns_more.PROMPTS
+TEMPLATES = patterns_superglue.TEMPLATES | patterns_more.TEMPLATES
 LONG = " ".join(f"word{i} is here." for i in range(200))
 IRAQ = "Weapons of Mass Destruction Found in Iraq."
 FIELDS = {
@@ -122,11 +138,17 @@ def shape_of(record):
     ]
 
 
+def is_single_token(row):
+    """Whether one output at the start token scores all candidates."""
+    return len(row) == row.prefix_length + 1 and set(row.target_index) == {row.prefix_length}
+
+
 def check_rows(rows, record, pad):
-    wanted = shape_of(record)
-    assert len(rows) == len(wanted)
-    for row, sample in zip(rows, wanted, strict=True):
-        single = isinstance(record["sample"]["text"][0], int)
+    samples = shape_of(record)
+    single = isinstance(record["sample"]["text"][0], int)
+    rows = rows if single else rows_of_candidates(rows)
+    assert len(rows) == len(samples)
+    for row, sample in zip(rows, samples, strict=True):
         assert_equal(
             row, sample, pad=pad, ids="text", sep="mask", targets="target", mask=None if single else "logit_mask"
         )
@@ -137,14 +159,14 @@ def check_rows(rows, record, pad):
 @pytest.mark.parametrize("record", records(lambda r: "shown" in r and r["variant"] != "cross_entropy"))
 def test_every_pattern(record):
     task = record["task"]
-    prompt = PROMPTS[NAMED.get(task, task)][record["pattern_id"]]
+    prompt = TEMPLATES[NAMED.get(task, task)][record["pattern_id"]]
     tokens = tokenizer(record["tokenizer"])
-    cloze = PromptEncoder(tokens, record["seq_length"], as_original=True).encode(prompt, FIELDS[task])
-    assert tokens.decode(cloze.contexts[0].ids, print_special=True) == record["shown"]
-    check_rows(cloze.rows(), record, tokens.special.pad)
-    assert cloze.single_token is not record["multi_token"]
-    if cloze.single_token:
-        assert [list(ids) for ids in cloze.candidates] == [[i] for i in record["sample"]["target"]]
+    rows = TemplateEncoder(tokens, record["seq_length"], as_original=True).encode(prompt, FIELDS[task])
+    assert tokens.decode(rows[0].context, print_special=True) == record["shown"]
+    check_rows(rows, record, tokens.special.pad)
+    assert is_single_token(rows[0]) is not record["multi_token"]
+    if is_single_token(rows[0]):
+        assert list(rows[0].target_ids) == record["sample"]["target"]
         texts = [[text.replace("▁", "")] for (text,) in record["verbalizers"]]
         assert [[text] for text in prompt.verbalizer.values()] == texts
 
@@ -153,8 +175,9 @@ def test_every_pattern(record):
 @pytest.mark.parametrize("record", records(lambda r: r.get("variant") == "cross_entropy"))
 def test_wsc_without_negatives_is_the_first_candidate(record):
     tokens = tokenizer(record["tokenizer"])
-    prompt = PROMPTS["wsc"][record["pattern_id"]]
-    row = PromptEncoder(tokens, record["seq_length"], as_original=True).encode(prompt, FIELDS["wsc"]).rows()[0]
+    prompt = TEMPLATES["wsc"][record["pattern_id"]]
+    rows = TemplateEncoder(tokens, record["seq_length"], as_original=True).encode(prompt, FIELDS["wsc"])
+    row = rows_of_candidates(rows)[0]
     assert_equal(
         row,
         record["sample"],
@@ -170,24 +193,24 @@ def test_wsc_without_negatives_is_the_first_candidate(record):
 @pytest.mark.parametrize("record", records(lambda r: "error" in r))
 def test_words_of_several_tokens(record):
     """The original stops here; asked for one token so do we, and otherwise all tokens are scored."""
-    prompt = PROMPTS[record["task"]][record["pattern_id"]]
+    prompt = TEMPLATES[record["task"]][record["pattern_id"]]
     fields = FIELDS.get(record["task"], {"sentence": "标题", "keywords": "词"})
     tokens = tokenizer(record["tokenizer"])
     word = record["error"].split('"')[1]
     with pytest.raises(TaskError, match=f"'{word}' has . tokens where one is asked"):
-        PromptEncoder(tokens, 96, multi_token=False).encode(prompt, fields)
-    cloze = PromptEncoder(tokens, 96).encode(prompt, fields)
-    assert not cloze.single_token
-    assert all(ids[-1] == tokens.special.end for ids in cloze.candidates)
+        TemplateEncoder(tokens, 96, multi_token=False).encode(prompt, fields)
+    rows = TemplateEncoder(tokens, 96).encode(prompt, fields)
+    assert not is_single_token(rows[0])
+    assert all(row.target_ids[-1] == tokens.special.end for row in rows_of_candidates(rows))
 
 
 @needs_vocabularies
 @pytest.mark.parametrize("record", records(lambda r: "num_truncated" in r))
 def test_truncation_of_the_original(record):
     tokens = tokenizer(record["tokenizer"])
-    prompt = PROMPTS[record["task"].split("_")[0]][record["pattern_id"]]
-    encoder = PromptEncoder(tokens, record["seq_length"], as_original=True)
-    check_rows(encoder.encode(prompt, FIELDS[record["task"]]).rows(), record, tokens.special.pad)
+    prompt = TEMPLATES[record["task"].split("_")[0]][record["pattern_id"]]
+    encoder = TemplateEncoder(tokens, record["seq_length"], as_original=True)
+    check_rows(encoder.encode(prompt, FIELDS[record["task"]]), record, tokens.special.pad)
 
 
 @needs_vocabularies
@@ -195,31 +218,32 @@ def test_truncation_of_the_original(record):
 def test_soft_prompts(record):
     task, _, count, *prefix = record["task"].split("_")
     tokens = tokenizer(record["tokenizer"])
-    encoder = PromptEncoder(
+    encoder = TemplateEncoder(
         tokens,
         record["seq_length"],
         prompt_tokens=int(count),
         prefix_tokens=int(prefix[1]) if prefix else 0,
         as_original=True,
     )
-    cloze = encoder.encode(PROMPTS[task][record["pattern_id"]], FIELDS[task])
-    check_rows(cloze.rows(), record, tokens.special.pad)
-    assert len(cloze.contexts[0].prompt_columns) == record["spell_length"]
+    rows = encoder.encode(TEMPLATES[task][record["pattern_id"]], FIELDS[task])
+    check_rows(rows, record, tokens.special.pad)
+    assert len(rows[0].prompt_columns) == record["spell_length"]
 
 
 @needs_vocabularies
 def test_segments_and_fast_decode():
     tokens = tokenizer("bert")
-    cloze = PromptEncoder(tokens, 96, as_original=True).encode(PROMPTS["record"][0], FIELDS["record"])
+    encoded = TemplateEncoder(tokens, 96, as_original=True).encode(TEMPLATES["record"][0], FIELDS["record"])
+    context, (blank,) = encoded[0].context, encoded[0].blanks
+    candidates = [row.target_ids for row in rows_of_candidates(encoded)]
     record = next(r for r in RECORDS if r["task"] == "record_segment_length_1")
-    rows, owners = cloze.segments(1)
+    rows, owners = segment_rows(tokens.special.start, context, blank, candidates, 1)
     assert owners == record["sample"]["segment_id"]
     for row, sample in zip(rows, shape_of(record), strict=True):
         assert_equal(row, sample, pad=0, ids="text", sep="mask", targets="target", mask="logit_mask")
     fast = next(r for r in RECORDS if r["task"] == "record_fast_decode")["sample"]
-    context = list(cloze.contexts[0].ids)
     assert [*context, *[0] * (96 - len(context))] == fast["text"]
-    for i, row in enumerate(decoder_inputs(tokens.special, context, cloze.candidates)):
+    for i, row in enumerate(decoder_inputs(tokens.special, context, candidates)):
         sample = {key: fast[f"dec_{key}"][i] for key in ("text", "position", "mask", "target", "logit_mask")}
         assert_equal(row, sample, pad=0, ids="text", sep="mask", targets="target", mask="logit_mask")
 
@@ -248,56 +272,56 @@ def test_classifier_inputs(record):
 
 def test_the_question_outlives_the_passage():
     """The original shortens the last part first, and so loses the question before the passage."""
-    prompt = PROMPTS["boolq"][0]
+    prompt = TEMPLATES["boolq"][0]
     fields = {"passage": " ".join(f"w{i}" for i in range(50)), "question": "is it so"}
     words = Words()
-    context = PromptEncoder(words, 20).encode(prompt, fields).contexts[0]
-    assert len(context.ids) == 19
-    assert set(words.encode("is it so")) < set(context.ids)
-    original = PromptEncoder(words, 20, as_original=True).encode(prompt, fields).contexts[0]
-    assert not set(words.encode("is it so")) & set(original.ids)
+    (row,) = TemplateEncoder(words, 20).encode(prompt, fields)
+    assert row.prefix_length == 19
+    assert set(words.encode("is it so")) < set(row.context)
+    (original,) = TemplateEncoder(words, 20, as_original=True).encode(prompt, fields)
+    assert not set(words.encode("is it so")) & set(original.context)
     for length in (12, 11, 10):  # below that the question shrinks too, and the blank stays
-        context = PromptEncoder(words, length).encode(prompt, fields).contexts[0]
-        assert context.ids[context.column] == TOY.mask
-        assert len(context.ids) == length - 1
+        (row,) = TemplateEncoder(words, length).encode(prompt, fields)
+        assert row.context[row.blanks[0]] == TOY.mask
+        assert row.prefix_length == length - 1
     with pytest.raises(TaskError, match="tokens longer than max_length=7 when all that may be shortened is gone"):
-        PromptEncoder(words, 7).encode(prompt, fields)
+        TemplateEncoder(words, 7).encode(prompt, fields)
 
 
 def test_two_texts_lose_the_longer_one():
     prompt = Template(lambda e: [Truncatable(e["a"]), SEGMENT_BREAK, Truncatable(e["b"]), MASK], {"x": "x", "y": "y"})
     fields = {"a": "a b c d e f", "b": "k l m n"}
     words = Words()
-    ids = PromptEncoder(words, 12).encode(prompt, fields).contexts[0].ids
-    assert ids[1:-2] == tuple(words.encode("a b c d k l m n"))
-    ids = PromptEncoder(words, 10).encode(prompt, fields).contexts[0].ids
-    assert ids[1:-2] == tuple(words.encode("a b c k l m"))
+    (row,) = TemplateEncoder(words, 12).encode(prompt, fields)
+    assert row.context[1:-2] == words.encode("a b c d k l m n")
+    (row,) = TemplateEncoder(words, 10).encode(prompt, fields)
+    assert row.context[1:-2] == words.encode("a b c k l m")
 
 
 def test_candidates_share_one_context():
     prompt = Template(lambda e: [Truncatable(e["text"]), MASK], candidates=lambda e: ["one", "four words of it"])
     fields = {"text": " ".join(f"w{i}" for i in range(50))}
-    cloze = PromptEncoder(Words(), 20).encode(prompt, fields)
-    assert len(cloze.contexts) == 1
-    assert max(map(len, cloze.rows())) == 20
-    alone = PromptEncoder(Words(), 20, as_original=True).encode(prompt, fields)
-    assert [len(row) for row in alone.rows()] == [20, 20]
+    rows = TemplateEncoder(Words(), 20).encode(prompt, fields)
+    assert len(rows) == 1
+    assert max(map(len, rows_of_candidates(rows))) == 20
+    alone = TemplateEncoder(Words(), 20, as_original=True).encode(prompt, fields)
+    assert [len(row) for row in alone] == [20, 20]
 
 
 def test_errors_name_label_and_way_out():
     prompt = Template(lambda e: [Truncatable("text"), SOFT_PROMPT, MASK], {"bad": "so so", "good": "fine"})
     with pytest.raises(TaskError, match="label bad: the verbalizer 'so so' has 2 tokens"):
-        PromptEncoder(Words(), 20, multi_token=False).encode(prompt, {})
-    assert not PromptEncoder(Words(), 20).encode(prompt, {}).single_token
+        TemplateEncoder(Words(), 20, multi_token=False).encode(prompt, {})
+    assert not is_single_token(TemplateEncoder(Words(), 20).encode(prompt, {})[0])
     with pytest.raises(TaskError, match="label 'ugly' is not in the verbalizer, which knows bad, good"):
         prompt.label_index("ugly", {})
     same = Template(lambda e: [MASK], {"a": " fine", "b": "fine"})
     with pytest.raises(TaskError, match="labels a and b: their verbalizers are the same token"):
-        PromptEncoder(Words(), 20).encode(same, {})
+        TemplateEncoder(Words(), 20).encode(same, {})
     with pytest.raises(TaskError, match="two labels have the verbalizer 'x'"):
         Template(lambda e: [MASK], {"a": "x", "b": "x"})
     with pytest.raises(TaskError, match="has one blank, but this one has 2"):
-        PromptEncoder(Words(), 20).encode(Template(lambda e: [MASK, MASK], {"a": "x"}), {})
+        TemplateEncoder(Words(), 20).encode(Template(lambda e: [MASK, MASK], {"a": "x"}), {})
     with pytest.raises(TaskError, match="either a verbalizer or candidates"):
         Template(lambda e: [MASK])
     choice = Template(lambda e: [TruncateLast("?"), MASK], candidates=lambda e: e["options"])
@@ -305,4 +329,4 @@ def test_errors_name_label_and_way_out():
         choice.label_index(2, {"options": ["a", "b"]})
     with pytest.raises(TaskError, match="candidates that are not empty"):
         choice.texts({"options": ["a", ""]})
-    assert PROMPTS["boolq"][0].label_index(True, {}) == 1
+    assert TEMPLATES["boolq"][0].label_index(True, {}) == 1
