@@ -109,7 +109,7 @@ def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
         if step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("glm_jax.training.metric_writer.Report.progress", interrupt)
+    monkeypatch.setattr("glm_jax.training.metric_writer.MetricWriter.progress", interrupt)
     with pytest.raises(Interrupted):
         finetune(config(place), str(folder))
     monkeypatch.undo()
@@ -264,7 +264,7 @@ def test_only_written_answers_best_fit(place):
 
 
 def test_a_classifier_on_the_first_token(place, monkeypatch):
-    changes = {"head": "classifier", "duration": "2 steps", "eval_every": "2 steps"}
+    changes = {"head": "classifier", "train_duration": "2 steps", "eval_every": "2 steps"}
     folder = place / "classifier"
     summary = finetune(config(place, **changes), str(folder))
     assert summary["topics"]["examples"] == 10
@@ -302,7 +302,7 @@ def test_patience_counts_evaluations_without_a_better_score():
 
 @pytest.mark.slow
 def test_patience_ends_a_run(place):
-    changes = {"patience": 1, "duration": "40 steps", "eval_every": "1 steps", "log_every": "100 steps"}
+    changes = {"patience": 1, "train_duration": "40 steps", "eval_every": "1 steps", "log_every": "100 steps"}
     config_ = config(place, **changes)
     config_.schedule.peak_lr = 0.0  # nothing becomes better
     folder = place / "patient"

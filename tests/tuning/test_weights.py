@@ -38,7 +38,7 @@ def test_shares_make_the_whole(place, name, monkeypatch):  # noqa: F811
             raise InterruptedError("waits for the others")
         return said
 
-    monkeypatch.setattr(processes, "gather", gather)
+    monkeypatch.setattr(processes, "allgather", gather)
     model = (loaded.model, loaded.params, loaded.tokenizer, task)
     whole = evaluate_task(*model, Options())
     assert not said
