@@ -1,4 +1,4 @@
-"""Every command and every Python block of README and docs/ is run, as far as a test may."""
+"""Runs the commands and Python blocks of README and docs/, and checks links and the map in CONTRIBUTING."""
 
 import json
 import os
@@ -12,8 +12,10 @@ import pytest
 from glm_jax.training.trainer import train
 from tests.helpers import tiny_run
 from tests.helpers.paths import ROOT
+from tests.test_imports import ROOMS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 
 # What a test adds to a command so that it is short, or why it runs elsewhere.
 SHORT = {
@@ -96,7 +98,8 @@ def _run(arguments, folder):
     return done.stdout
 
 
-# A page at a time: its later commands read what earlier ones wrote, and tests are shared out among processes.
+# One test per page, because later commands of a page read what earlier ones wrote.
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", [p for p in PAGES if any(_commands(p))], ids=lambda p: p.name)
 def test_commands_work(page, workplace):
     for command in _commands(page):
@@ -111,6 +114,7 @@ def test_commands_work(page, workplace):
         _run([sys.executable, *command[1:], *extra], workplace)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", [p for p in PAGES if _python(p)], ids=lambda p: p.name)
 def test_python_blocks_work(page, workplace):
     for block in _python(page):
@@ -119,7 +123,35 @@ def test_python_blocks_work(page, workplace):
         assert _run([sys.executable, "-c", block], workplace) is not None
 
 
+def _anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere():
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for page in [*PAGES, CONTRIBUTING]:
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in _anchors(path), f"{page.name} links to {target}#{anchor}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    missing = [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in readme]
+    assert not missing
+
+
+def test_the_map_names_what_exists():
+    """Paths in CONTRIBUTING exist, `name` in `file` is defined there, and its rooms are those of the import test."""
+    text = CONTRIBUTING.read_text()
+    for path in re.findall(r"`((?:glm_jax|tests|configs|launch|tools|docs)/[\w./*]*)`", text):
+        assert list(ROOT.glob(path)), path
+    located = re.findall(r"`(\w+)`\)? (?:in|of)\s+`(glm_jax/[\w/]+\.py)`", text)
+    located += [(name, path) for path, name in re.findall(r"`(glm_jax/[\w/]+\.py)`[^|`]*\(`(\w+)`\)", text)]
+    assert len(located) >= 5
+    for name, path in located:
+        assert re.search(rf"^(def |class )?{name}\b", (ROOT / path).read_text(), re.M), (name, path)
+    rooms = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", text, re.M)
+    assert tuple(rooms) == ROOMS
