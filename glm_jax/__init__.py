@@ -13,13 +13,15 @@ _HOMES = {
     "CorruptionConfig": "glm_jax.corruption.config",
     "GLM": "glm_jax.model.transformer",
     "GLMConfig": "glm_jax.model.config",
+    "Decoder": "glm_jax.decoding",
+    "Pretrained": "glm_jax.interop",
     "SpecialTokens": "glm_jax.tokenizers.special",
     "corrupt": "glm_jax.corruption.corrupt",
     "describe": "glm_jax.corruption.visualize",
+    "export": "glm_jax.interop",
     "fill": "glm_jax.decoding",
     "from_pretrained": "glm_jax.interop",
     "generate": "glm_jax.decoding",
-    "load_run": "glm_jax.training.workdir",
     "stream": "glm_jax.decoding",
 }
 

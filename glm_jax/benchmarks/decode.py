@@ -109,6 +109,6 @@ def _compilations(decoder, config, count=100):
     keys = jax.random.split(jax.random.key(0), count)
     programs = (decoder_lib.encode, decoder_lib.init_state, decoder_lib.decode_loop)
     before = [program._cache_size() for program in programs]
-    decoder.answer(prompts, SamplingParams(), max_new_tokens=2, keys=keys, batch_size=1)
+    decoder.complete(prompts, SamplingParams(), max_new_tokens=2, keys=keys, batch_size=1)
     compiled = [program._cache_size() - old for program, old in zip(programs, before, strict=True)]
     return {"prompts_of_mixed_lengths": count, "compiled_prefills": compiled[0], "compiled_loops": compiled[2]}

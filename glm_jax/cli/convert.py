@@ -1,7 +1,6 @@
 """python -m glm_jax convert SRC DST --to {glm_jax,hub,megatron}: a model from one layout to another."""
 
 import argparse
-import pathlib
 
 from glm_jax.cli.common import log_to_stderr, one_line_errors
 
@@ -23,14 +22,15 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         from glm_jax import interop
 
-        interop.check_new(pathlib.Path(options.destination))  # reading a large model takes minutes
-        loaded = interop.load(
-            options.source, num_heads=options.num_heads, gelu=options.gelu, tokenizer=options.tokenizer,
+        interop.check_new(options.destination)  # reading a large model takes minutes
+        run = interop.from_pretrained(
+            options.source, dtype="float32", num_heads=options.num_heads, gelu=options.gelu,
+            tokenizer=options.tokenizer,
             fix_command_token=not options.no_fix_command_token,
         )  # fmt: skip
-        print(loaded.report)
-        notes = interop.export_loaded(
-            options.destination, options.to, loaded, options.dtype, model_parallel=options.model_parallel
+        print(run.report)
+        notes = interop.export(
+            run, options.destination, options.to, dtype=options.dtype, model_parallel=options.model_parallel
         )
         for note in notes:
             print(f"note: {note}")

@@ -29,26 +29,26 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         from glm_jax.evaluation import results as results_lib
         from glm_jax.evaluation.baselines import baselines
-        from glm_jax.evaluation.classifier import with_head
         from glm_jax.evaluation.run import LANGUAGE_TASKS, evaluate_named
-        from glm_jax.interop import load
-        from glm_jax.interop.load import with_tokenizer
+        from glm_jax.interop import from_pretrained
         from glm_jax.tasks.task import find
 
         names = [name.strip() for name in arguments.tasks.split(",")]
         others = [name for name in names if name.partition(":")[0] not in LANGUAGE_TASKS]
         found = {name: find(name, arguments.data) for name in others}  # a name in error shows before the work starts
-        loaded = load(arguments.checkpoint, tokenizer=arguments.tokenizer)
-        with_tokenizer(loaded.tokenizer, arguments.checkpoint, "--tokenizer")
+        model, params, tokenizer = opened = from_pretrained(
+            arguments.checkpoint, dtype="float32", tokenizer=arguments.tokenizer
+        )
+        opened.require_tokenizer()
         options = results_lib.Options(
             split=arguments.split, limit=arguments.limit, batch_size=arguments.batch_size,
-            length=arguments.length or loaded.model.config.max_position_embeddings,
+            length=arguments.length or model.config.max_position_embeddings,
             overlap=arguments.overlap or None, unidirectional=arguments.unidirectional,
-            head=arguments.head or ("cloze" if loaded.classifier is None else "classifier"),
+            head=arguments.head or ("classifier" if "classifier" in params else "cloze"),
         )  # fmt: skip
-        results, params = [], with_head(loaded.params, loaded.classifier)
+        results = []
         for name in names:
-            results.append(evaluate_named(loaded.model, params, loaded.tokenizer, name, options, arguments.data))
+            results.append(evaluate_named(model, params, tokenizer, name, options, arguments.data))
             if arguments.baselines and name in found:
                 results += baselines(found[name], options)
             if arguments.out:  # after every task: a later one that fails takes nothing away

@@ -57,19 +57,20 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     with one_line_errors():
         from glm_jax.decoding import batch_inference
-        from glm_jax.interop.load import open_model
+        from glm_jax.interop import from_pretrained
 
-        model = open_model(given["checkpoint"], step=given["step"], dtype=given["dtype"], tokenizer=given["tokenizer"])
+        opening = {name: given[name] for name in ("step", "dtype", "tokenizer")}
+        decoder = from_pretrained(given["checkpoint"], **opening).decoder
         history = options.pop("history_tokens")
         if given["prompts"]:
-            batch_inference.answer_file(*model, given["prompts"], given["output"], **options)
+            batch_inference.answer_file(decoder, given["prompts"], given["output"], **options)
         elif given["interactive"]:
             for name in ("num_answers", "batch_size"):
                 options.pop(name)
             show = lambda text: print(text, end="", flush=True)  # noqa: E731
-            batch_inference.chat(*model, sys.stdin, show, history_tokens=history, **options)
+            batch_inference.chat(decoder, sys.stdin, show, history_tokens=history, **options)
         else:
-            for filled in batch_inference.complete(*model, given["prompt"], **options):
+            for filled in batch_inference.complete(decoder, given["prompt"], **options):
                 print(filled.text)
                 for number, (answer, score) in enumerate(zip(filled.answers, filled.scores, strict=True), start=1):
                     print(f"  blank {number} ({score:.2f}): {answer.strip()}")

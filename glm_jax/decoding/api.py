@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ import numpy as np
 from glm_jax.decoding.decoder import Completion, Decoder
 from glm_jax.decoding.options import DecodingError, SamplingParams
 from glm_jax.decoding.prompts import EncodedPrompt, blank_ids, check_room, encode_continuation, encode_prompt
-from glm_jax.model.transformer import GLM
 from glm_jax.tokenizers.base import Tokenizer
 
 _DEFAULT_NEW_TOKENS = 64
@@ -34,9 +34,7 @@ class Filled:
 
 
 def fill(
-    model: GLM,
-    params,
-    tokenizer: Tokenizer,
+    run: Any,
     prompts: str | Sequence[str],
     *,
     max_new_tokens: int | None = None,
@@ -45,11 +43,13 @@ def fill(
     seed: int | Sequence[int] = 0,
     batch_size: int = 16,
     forbidden: Sequence[int | str] = (),
-    **strategy,
+    **sampling: Any,
 ) -> list[Filled]:
-    """Fills every blank ([MASK], [sMASK], [gMASK]) of each prompt. Greedy unless `strategy` says otherwise.
+    """Fills every blank ([MASK], [sMASK], [gMASK]) of each prompt. Greedy unless `sampling` says otherwise.
 
     Args:
+      run: what `glm_jax.from_pretrained` returns, or `Decoder(model, params, tokenizer)` of a model in memory. Either
+        prepares the parameters once, however often it is used.
       prompts: one text or several.
       max_new_tokens: longest answer; None is 64, or what the model's positions allow.
       order: in which blanks are filled, each seeing the answers before it: "left-to-right", "right-to-left", "random",
@@ -61,25 +61,24 @@ def fill(
       batch_size: prompts at once.
       forbidden: ids, or texts of one token, that no answer may contain. Command tokens and padding rows of the
         vocabulary never appear in answers.
-      strategy: fields of `glm_jax.decoding.Strategy`: temperature, top_k, top_p, num_beams, length_penalty,
+      sampling: fields of `glm_jax.decoding.SamplingParams`: temperature, top_k, top_p, num_beams, length_penalty,
         min_new_tokens, no_repeat_ngram.
 
     Raises PromptError for an empty prompt, one without a blank, with a mask that the model does not know, or longer
-    than the model's positions; DecodingError for options that contradict each other or the device's memory.
+    than the model's positions; DecodingError for options that contradict each other or the device's memory; TypeError
+    for a `run` that is neither.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    encoded = [encode_prompt(tokenizer, text, order) for text in texts]
-    chosen = SamplingParams(**strategy, forbidden=suppressed_ids(tokenizer, forbidden))
-    return _run(
-        model, params, tokenizer, encoded, chosen,
+    decoder, tokenizer = _text_decoder(run, "fill")
+    encoded = [encode_prompt(tokenizer, text, order) for text in _texts(prompts)]
+    params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    return _complete(
+        decoder, tokenizer, encoded, params,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
     )  # fmt: skip
 
 
 def generate(
-    model: GLM,
-    params,
-    tokenizer: Tokenizer,
+    run: Any,
     texts: str | Sequence[str],
     *,
     unidirectional: bool = False,
@@ -88,26 +87,24 @@ def generate(
     seed: int | Sequence[int] = 0,
     batch_size: int = 16,
     forbidden: Sequence[int | str] = (),
-    **strategy,
+    **sampling: Any,
 ) -> list[Filled]:
-    """Continues each text as the answer to a [gMASK] behind it ([MASK] where the model has no [gMASK]).
+    """Continues each text as the answer to a [gMASK] after it ([MASK] where the model has no [gMASK]).
 
     `unidirectional` treats the text as the beginning of the answer instead, read from left to right only; it may then
     be empty. Everything else as for `fill`.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    encoded = [encode_continuation(tokenizer, text, unidirectional=unidirectional) for text in texts]
-    chosen = SamplingParams(**strategy, forbidden=suppressed_ids(tokenizer, forbidden))
-    return _run(
-        model, params, tokenizer, encoded, chosen,
+    decoder, tokenizer = _text_decoder(run, "generate")
+    encoded = [encode_continuation(tokenizer, text, unidirectional=unidirectional) for text in _texts(texts)]
+    params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    return _complete(
+        decoder, tokenizer, encoded, params,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
     )  # fmt: skip
 
 
 def stream(
-    model: GLM,
-    params,
-    tokenizer: Tokenizer,
+    run: Any,
     prompt: str,
     *,
     continuation: bool = False,
@@ -116,83 +113,24 @@ def stream(
     order: str | Sequence[int] = "left-to-right",
     seed: int = 0,
     forbidden: Sequence[int | str] = (),
-    decoder: Decoder | None = None,
-    **strategy,
+    **sampling: Any,
 ) -> Iterator[tuple[int, str]]:
-    """Fills one prompt (or continues a text: `continuation`) and gives (blank, new text) as soon as tokens are chosen.
+    """Fills one prompt, or continues a text where `continuation` is set: (blank, text chunk) as soon as it is known.
 
-    `blank` counts from 0 in the order of the text. Arguments as for `fill` and `generate`; no beam search. Pass a
-    `decoder` to prepare the parameters once for many prompts. Raises as `fill`, before the first piece.
+    `blank` counts from 0 in the order of the text; the chunks of a blank make up its answer. Arguments as for `fill`
+    and `generate`; no beam search. Raises as `fill`, before the first chunk.
     """
+    decoder, tokenizer = _text_decoder(run, "stream")
     if continuation:
         encoded = encode_continuation(tokenizer, prompt, unidirectional=unidirectional)
     else:
         encoded = encode_prompt(tokenizer, prompt, order)
-    chosen = SamplingParams(**strategy, forbidden=suppressed_ids(tokenizer, forbidden))
-    if chosen.num_beams > 1:
-        raise DecodingError(f"num_beams={chosen.num_beams}: a beam search knows its words only at the end; use fill()")
-    max_new_tokens = _room(model, [encoded], max_new_tokens)
-    decoder = Decoder(model, params, tokenizer.special) if decoder is None else decoder
+    params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    if params.num_beams > 1:
+        raise DecodingError(f"num_beams={params.num_beams}: a beam search knows its words only at the end; use fill()")
+    max_new_tokens = _answer_length(decoder, [encoded], max_new_tokens)
     key = _keys([seed], 1)[0]
-    return _pieces(tokenizer, encoded, decoder.stream(encoded, chosen, max_new_tokens=max_new_tokens, key=key))
-
-
-def _pieces(tokenizer, prompt, tokens) -> Iterator[tuple[int, str]]:
-    rank = {column: i for i, column in enumerate(sorted(prompt.blanks))}
-    answer, shown, current = list(prompt.begun), tokenizer.decode(prompt.begun), 0
-    for blank, token, _ in itertools.chain(tokens, [(None, None, None)]):
-        if blank != current:  # the answer before was ended or cut: all of it is text now
-            text = tokenizer.decode(answer)
-            if len(text) > len(shown):
-                yield rank[prompt.blanks[current]], text[len(shown) :]
-            answer, shown, current = [], "", blank
-        if token is not None:
-            answer.append(token)
-            text = tokenizer.decode(answer)
-            # A character may need several tokens; until it is whole, it decodes to U+FFFD.
-            if len(text) > len(shown) and not text.endswith("\ufffd"):
-                yield rank[prompt.blanks[blank]], text[len(shown) :]
-                shown = text
-
-
-def _run(
-    model, params, tokenizer, prompts: list[EncodedPrompt], strategy, *, max_new_tokens, num_answers, seed, batch_size
-):
-    if num_answers < 1 or batch_size < 1:
-        raise DecodingError(f"num_answers {num_answers} and batch_size {batch_size} must be at least 1")
-    if strategy.num_beams > 1 and num_answers > strategy.num_beams:
-        raise DecodingError(
-            f"num_answers={num_answers} of num_beams={strategy.num_beams}: a search keeps only its beams"
-        )
-    if num_answers > 1 and strategy.num_beams == 1 and not strategy.temperature:
-        raise DecodingError(f"num_answers={num_answers} would all be equal: set temperature or num_beams")
-    if not prompts:
-        return []
-    max_new_tokens = _room(model, prompts, max_new_tokens)
-    if strategy.min_new_tokens > max_new_tokens:
-        raise DecodingError(f"min_new_tokens={strategy.min_new_tokens} is above max_new_tokens={max_new_tokens}")
-    keys = _keys(seed, len(prompts))
-    answers = Decoder(model, params, tokenizer.special).answer(
-        prompts, strategy, max_new_tokens=max_new_tokens, num_answers=num_answers, keys=keys, batch_size=batch_size
-    )
-    return [_filled(tokenizer, prompt, found) for prompt, found in zip(prompts, answers, strict=True)]
-
-
-def _room(model, prompts, max_new_tokens):
-    if max_new_tokens is None:
-        longest = max(len(prompt.begun) for prompt in prompts)
-        max_new_tokens = max(1, min(_DEFAULT_NEW_TOKENS, model.config.num_positions - 2 - longest))
-    check_room(prompts, model.config, max_new_tokens)
-    return max_new_tokens
-
-
-def _keys(seed, count):
-    if isinstance(seed, (int, np.integer)):
-        key = jax.random.key(int(seed))
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-    if len(seed) != count:
-        raise DecodingError(f"{len(seed)} seeds for {count} prompts: give one for each, or one for all")
-    return jnp.stack([jax.random.fold_in(jax.random.key(int(s)), 0) for s in seed])
+    return _text_chunks(tokenizer, encoded, decoder.stream(encoded, params, max_new_tokens=max_new_tokens, key=key))
 
 
 def suppressed_ids(tokenizer: Tokenizer, more: Sequence[int | str] = ()) -> tuple[int, ...]:
@@ -209,13 +147,87 @@ def suppressed_ids(tokenizer: Tokenizer, more: Sequence[int | str] = ()) -> tupl
     return tuple(sorted(ids))
 
 
-def _filled(tokenizer, prompt: EncodedPrompt, found: list[Completion]) -> Filled:
-    best, *others = (_one(tokenizer, prompt, answers) for answers in found)
+def _text_decoder(run, function) -> tuple[Decoder, Tokenizer]:
+    decoder = run if isinstance(run, Decoder) else getattr(run, "decoder", None)
+    if not isinstance(decoder, Decoder):
+        raise TypeError(
+            f"{function}() takes what from_pretrained returns, or Decoder(model, params, tokenizer), first; "
+            f"not {type(run).__name__}"
+        )
+    if decoder.tokenizer is None:
+        raise DecodingError(f"{function}() needs a tokenizer: make the decoder with Decoder(model, params, tokenizer)")
+    return decoder, decoder.tokenizer
+
+
+def _texts(prompts) -> list[str]:
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    return list(prompts) if several else [prompts]
+
+
+def _complete(decoder, tokenizer, prompts, params, *, max_new_tokens, num_answers, seed, batch_size) -> list[Filled]:
+    if num_answers < 1 or batch_size < 1:
+        raise DecodingError(f"num_answers {num_answers} and batch_size {batch_size} must be at least 1")
+    if params.num_beams > 1 and num_answers > params.num_beams:
+        raise DecodingError(f"num_answers={num_answers} of num_beams={params.num_beams}: a search keeps only its beams")
+    if num_answers > 1 and params.num_beams == 1 and not params.temperature:
+        raise DecodingError(f"num_answers={num_answers} would all be equal: set temperature or num_beams")
+    if not prompts:
+        return []
+    max_new_tokens = _answer_length(decoder, prompts, max_new_tokens)
+    if params.min_new_tokens > max_new_tokens:
+        raise DecodingError(f"min_new_tokens={params.min_new_tokens} is above max_new_tokens={max_new_tokens}")
+    completions = decoder.complete(
+        prompts, params, max_new_tokens=max_new_tokens, num_answers=num_answers, keys=_keys(seed, len(prompts)),
+        batch_size=batch_size,
+    )  # fmt: skip
+    return [_filled(tokenizer, prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]
+
+
+def _answer_length(decoder, prompts, max_new_tokens) -> int:
+    """`max_new_tokens`, or its default; checks that prompts and answers fit the model's positions."""
+    if max_new_tokens is None:
+        longest = max(len(prompt.answer_prefix) for prompt in prompts)
+        max_new_tokens = max(1, min(_DEFAULT_NEW_TOKENS, decoder.config.num_positions - 2 - longest))
+    check_room(prompts, decoder.config, max_new_tokens)
+    return max_new_tokens
+
+
+def _keys(seed, count):
+    if isinstance(seed, (int, np.integer)):
+        key = jax.random.key(int(seed))
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    if len(seed) != count:
+        raise DecodingError(f"{len(seed)} seeds for {count} prompts: give one for each, or one for all")
+    return jnp.stack([jax.random.fold_in(jax.random.key(int(s)), 0) for s in seed])
+
+
+def _filled(tokenizer, prompt: EncodedPrompt, completions: list[Completion]) -> Filled:
+    best, *others = (_with_answers(tokenizer, prompt, completion) for completion in completions)
     return dataclasses.replace(best, alternatives=tuple(others))
 
 
-def _one(tokenizer, prompt, answers) -> Filled:
-    masks, remaining, whole = blank_ids(tokenizer.special), iter(answers.tokens), []
+def _with_answers(tokenizer, prompt, completion) -> Filled:
+    """The prompt with the answers of one completion in the places of its blanks."""
+    masks, answers, ids = blank_ids(tokenizer.special), iter(completion.tokens), []
     for token in prompt.part_a:
-        whole.extend([*prompt.begun, *next(remaining)] if token in masks else [token])
-    return Filled(tokenizer.decode(whole), tuple(map(tokenizer.decode, answers.tokens)), answers.scores)
+        ids.extend([*prompt.answer_prefix, *next(answers)] if token in masks else [token])
+    return Filled(tokenizer.decode(ids), tuple(map(tokenizer.decode, completion.tokens)), completion.scores)
+
+
+def _text_chunks(tokenizer, prompt, tokens) -> Iterator[tuple[int, str]]:
+    """(blank in the order of the text, new text) of streamed tokens."""
+    rank = {column: i for i, column in enumerate(sorted(prompt.blanks))}
+    answer, shown, current = list(prompt.answer_prefix), tokenizer.decode(prompt.answer_prefix), 0
+    for blank, token, _ in itertools.chain(tokens, [(None, None, None)]):
+        if blank != current:  # the previous answer is complete: all of it is text now
+            text = tokenizer.decode(answer)
+            if len(text) > len(shown):
+                yield rank[prompt.blanks[current]], text[len(shown) :]
+            answer, shown, current = [], "", blank
+        if token is not None:
+            answer.append(token)
+            text = tokenizer.decode(answer)
+            # A character may need several tokens; until it is whole, it decodes to U+FFFD.
+            if len(text) > len(shown) and not text.endswith("\ufffd"):
+                yield rank[prompt.blanks[blank]], text[len(shown) :]
+                shown = text

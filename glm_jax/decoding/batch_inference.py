@@ -6,6 +6,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from glm_jax.decoding.api import Filled, fill, generate, stream
 from glm_jax.decoding.decoder import Decoder
@@ -19,7 +20,7 @@ _SEED_STRIDE = 1_000_003  # prompts that one seed serves before the next one's d
 
 
 def complete(
-    model, params, tokenizer, prompts: list[str], *, seed: int | list[int] = 0, order="left-to-right",
+    run: Any, prompts: list[str], *, seed: int | list[int] = 0, order="left-to-right",
     unidirectional: bool = False, **options,
 ) -> list[Filled]:  # fmt: skip
     """Fills the prompts that have a blank, and continues those that have none; `options` as for both."""
@@ -32,7 +33,7 @@ def complete(
         rows = [i for i, is_blank in enumerate(blank) if is_blank == kind]
         if rows:
             texts, own = [prompts[i] for i in rows], [seeds[i] for i in rows]
-            found |= dict(zip(rows, do(model, params, tokenizer, texts, seed=own, **extra, **options), strict=True))
+            found |= dict(zip(rows, do(run, texts, seed=own, **extra, **options), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
@@ -45,7 +46,7 @@ def as_dict(filled: Filled) -> dict:
 
 
 def answer_file(
-    model, params, tokenizer, source: os.PathLike | str, target: os.PathLike | str, *, batch_size: int = 16, **options
+    run: Any, source: os.PathLike | str, target: os.PathLike | str, *, batch_size: int = 16, **options
 ) -> int:
     """Answers a jsonl file ({"prompt": …} a line, other keys are kept) line by line into another; returns how many.
 
@@ -68,9 +69,7 @@ def answer_file(
             rows = records[at : at + size]
             # A prompt draws by its number in the file, so that a resumed run writes what one run would have written.
             seeds = [seed * _SEED_STRIDE + at + i for i in range(len(rows))]
-            found = complete(
-                model, params, tokenizer, [row["prompt"] for row in rows], batch_size=batch_size, seed=seeds, **options
-            )
+            found = complete(run, [row["prompt"] for row in rows], batch_size=batch_size, seed=seeds, **options)
             for row, filled in list(zip(rows, found, strict=True))[max(done - at, 0) :]:
                 file.write(json.dumps(row | as_dict(filled), ensure_ascii=False) + "\n")
             file.flush()
@@ -122,15 +121,13 @@ def _answered(path, records) -> int:
     return len(lines)
 
 
-def chat(
-    model, params, tokenizer, lines: Iterable[str], write: Callable[[str], None], *, history_tokens: int = 0, **options
-) -> None:
+def chat(run: Any, lines: Iterable[str], write: Callable[[str], None], *, history_tokens: int = 0, **options) -> None:
     """An interactive session: fills or continues every line and shows tokens as they come.
 
     With `history_tokens` above 0, what was said before stands in front of a new line, cut from the left to that many
     tokens. The line "stop" ends the session, "forget" empties the history.
     """
-    decoder = Decoder(model, params, tokenizer.special)
+    tokenizer = (run if isinstance(run, Decoder) else run.decoder).tokenizer
     history: list[int] = []
     for number, line in enumerate(lines):
         line = line.rstrip("\n")
@@ -143,7 +140,7 @@ def chat(
         blank = has_blank(line)
         try:
             pieces = stream(
-                model, params, tokenizer, f"{before} {line}".strip(), decoder=decoder, continuation=not blank,
+                run, f"{before} {line}".strip(), continuation=not blank,
                 seed=options.get("seed", 0) + number, **{k: v for k, v in options.items() if k != "seed"},
             )  # fmt: skip
             answers: dict[int, str] = {}

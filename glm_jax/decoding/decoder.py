@@ -17,6 +17,7 @@ from glm_jax.decoding.options import DecodingError, SamplingParams
 from glm_jax.decoding.prompts import EncodedPrompt
 from glm_jax.distributed import sharding
 from glm_jax.model.transformer import GLM
+from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.special import SpecialTokens
 
 _SMALLEST_BUCKET = 32
@@ -63,15 +64,22 @@ def rows_of(count: int, mesh: Mesh | None) -> int:
 
 
 class Decoder:
-    """A model ready to write: parameters prepared once, programs compiled once per bucket and kept by JAX.
+    """A model ready to decode: its parameters are prepared once, its programs compiled once per bucket of lengths.
 
-    Raises DecodingError when parameters and caches exceed the memory of the devices.
+    Args:
+      model, params: `model.apply({"params": params}, …)`; the decoder keeps a copy of the parameters in the dtype that
+        the model computes in, where that is another or the backend wants another layout.
+      tokenizer: for texts; or special tokens alone, where prompts and answers are ids.
     """
 
-    def __init__(self, model: GLM, params: Any, special: SpecialTokens):
-        self.config, self.special = model.config, special
+    def __init__(self, model: GLM, params: Any, tokenizer: Tokenizer | SpecialTokens):
+        if not isinstance(tokenizer, Tokenizer | SpecialTokens):
+            raise TypeError(f"Decoder takes a tokenizer, or SpecialTokens, not {type(tokenizer).__name__}")
+        self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        self.special = tokenizer.special if isinstance(tokenizer, Tokenizer) else tokenizer
+        self.config = model.config
         self.mesh = _mesh_of(params)
-        self.stops = tuple(sorted({special.end, special.eos}))
+        self.stops = tuple(sorted({self.special.end, self.special.eos}))
         with self.active():
             self.params = steps.prepare(params, config=self.config, unrolled=steps.decode_unrolled())
 
@@ -84,7 +92,7 @@ class Decoder:
         stack.enter_context(sharding.logical_axis_rules())
         return stack
 
-    def answer(
+    def complete(
         self,
         prompts: Sequence[EncodedPrompt],
         strategy: SamplingParams,
@@ -94,10 +102,10 @@ class Decoder:
         keys: Any,
         batch_size: int = 16,
     ) -> list[list[Completion]]:
-        """`num_answers` for each prompt, the best first. `keys` is one PRNG key a prompt.
+        """`num_answers` completions of each prompt, the best first. `keys` is one PRNG key a prompt.
 
-        Prompts of similar length share a batch of `batch_size` at most; what a prompt gets does not depend on the
-        others.
+        Prompts of similar length share a batch of `batch_size` at most; a completion does not depend on the others.
+        Raises DecodingError where keys, values and logits exceed the memory of the devices.
         """
         results: list[list[Completion]] = [[] for _ in prompts]
         self._check_memory(prompts, max(num_answers, strategy.num_beams), max_new_tokens, batch_size)
@@ -163,7 +171,7 @@ class Decoder:
         parts_b = []
         for row, prompt in enumerate(prompts):
             columns[row, : len(prompt.blanks)] = prompt.blanks
-            given = (start, *prompt.begun)
+            given = (start, *prompt.answer_prefix)
             first[row], before[row] = given[-1], len(given) - 1
             parts_b.append(_laid_out(given[:-1], prompt.blanks[0]))
         keys = jnp.concatenate([keys, jnp.broadcast_to(keys[:1], (rows - len(prompts),))])
@@ -200,7 +208,7 @@ class Decoder:
 
     def _beams(self, prompts, strategy, max_new_tokens, num_answers):
         """One blank after another: each sees the best answers to those before; alternatives differ in the last."""
-        if any(prompt.begun for prompt in prompts):
+        if any(prompt.answer_prefix for prompt in prompts):
             raise DecodingError("beam search cannot go on with a begun answer: use unidirectional=False or num_beams=1")
         values = strategy.values(self.config.vocab_size)
         parts_b: list[list] = [[] for _ in prompts]
@@ -256,7 +264,7 @@ class Decoder:
 
 
 def _context_length(prompt):
-    return len(prompt.part_a) + len(prompt.begun)
+    return len(prompt.part_a) + len(prompt.answer_prefix)
 
 
 def _laid_out(tokens, column) -> list[tuple[int, int, int]]:
@@ -269,7 +277,7 @@ def _in_text_order(prompt, tokens, scores) -> Completion:
 
 
 def _mesh_of(params):
-    placed = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    placed = getattr(params["word_embeddings"]["embedding"], "sharding", None)
     return placed.mesh if isinstance(placed, NamedSharding) and placed.mesh.size > 1 else None
 
 

@@ -15,11 +15,11 @@ class PromptError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPrompt:
-    """Ids of Part A, the columns of its `blanks` in the order of filling, ids that the first answer begins with."""
+    """Ids of Part A, the columns of its `blanks` in the order of filling, ids with which the first answer begins."""
 
     part_a: tuple[int, ...]
     blanks: tuple[int, ...]
-    begun: tuple[int, ...] = ()
+    answer_prefix: tuple[int, ...] = ()
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, order: str | Sequence[int] = "left-to-right") -> EncodedPrompt:
@@ -90,9 +90,9 @@ def check_room(prompts: Sequence[EncodedPrompt], config: GLMConfig, max_new_toke
                 f"prompt of {len(prompt.part_a)} tokens is {over} longer than the model's {limit} positions: shorten it"
             )
         # An answer of n tokens is fed as start, token 1 … token n: places 1 … n + 1 of a table with rows 0 … limit - 1.
-        over = len(prompt.begun) + max_new_tokens + 1 - (limit - 1)
+        over = len(prompt.answer_prefix) + max_new_tokens + 1 - (limit - 1)
         if over > 0:
-            text = f"{len(prompt.begun)} tokens to continue and " if prompt.begun else ""
+            text = f"{len(prompt.answer_prefix)} tokens to continue and " if prompt.answer_prefix else ""
             raise PromptError(
                 f"{text}max_new_tokens={max_new_tokens} are {over} more than the model's {limit} positions allow"
             )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,11 +25,6 @@ def num_classes(task: AnyTask) -> int:
     if not isinstance(task, Task) or task.template.verbalizer is None:
         raise TaskError(f"{task.name} has no fixed classes: use the head 'cloze'")
     return len(task.template.verbalizer)
-
-
-def with_head(params: Mapping[str, Any], classifier: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The parameters of a checkpoint with those of its classifier, if it has one, under "classifier"."""
-    return dict(params) if classifier is None else {**params, "classifier": classifier}
 
 
 def encode_for_classifier(task: Task, example: Example, encoder: TemplateEncoder) -> Encoded:

@@ -48,7 +48,7 @@ def evaluate_generation(
         prompts.append(EncodedPrompt(tuple(encoded.context), encoded.blanks))
     check_lengths(model.config, max((len(prompt.part_a) for prompt in prompts), default=1) - 1, task.target_length)
     keys = jax.random.split(jax.random.key(0), len(prompts))  # not used: nothing is sampled
-    answers = Decoder(model, params, tokenizer.special).answer(
+    answers = Decoder(model, params, tokenizer).complete(
         prompts,
         _sampling_params(task, tokenizer),
         max_new_tokens=task.target_length,

@@ -12,111 +12,90 @@ from typing import Any
 
 import numpy as np
 
-from glm_jax.files import write_json_atomic
+from glm_jax.files import nearest, write_json_atomic
 from glm_jax.interop import extras, hub, hub_tokenizer, megatron, param_mapping, safetensors_file
-from glm_jax.interop.load import EXTRAS_FILE, Pretrained
-from glm_jax.interop.tensors import DTYPES, FLOATS, LazyTensor
+from glm_jax.interop.open_run import EXTRAS_FILE
+from glm_jax.interop.pretrained import Pretrained
+from glm_jax.interop.tensors import DTYPES, LazyTensor, check_dtype
 from glm_jax.model.config import GLMConfig
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.released import ReleasedTokenizer
 from glm_jax.training.checkpoint import Checkpointer
 
 FORMATS = ("glm_jax", "hub", "megatron")
+_HUB_SHARD_BYTES = 5_000_000_000
+# Wrappers with a classification head keep the model in an attribute, which prefixes its names.
+_PREFIX_BESIDE_A_HEAD = {"hub": "glm.", "megatron": "model."}
 
 
 def export(
+    run: Pretrained,
     path: str | os.PathLike,
     to: str,
-    config: GLMConfig,
-    params: Mapping[str, Any],
-    tokenizer: Tokenizer | None = None,
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     model_parallel: int = 1,
-    metadata: Mapping[str, Any] | None = None,
-    prompt: Mapping[str, Any] | None = None,
-    classifier: Mapping[str, Any] | None = None,
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = _HUB_SHARD_BYTES,
 ) -> list[str]:
-    """Writes a model to the new folder `path` and returns what a reader should know, one line each.
+    """Writes a model to the new folder `path`, and returns what a reader should know, one line each.
 
-    Tensors are converted one at a time. The hub's layout has no files of code: to use it with transformers, copy
-    configuration_glm.py, modeling_glm.py and tokenization_glm.py from a published GLM beside it.
+    Classifier and soft prompt go along. Tensors are converted one at a time. The hub's layout has no files of code: to
+    use it with transformers, copy configuration_glm.py, modeling_glm.py and tokenization_glm.py from a published GLM
+    beside it.
 
     Args:
+      run: from `from_pretrained`; of a model in memory, Pretrained(model, params, tokenizer).
       to: "glm_jax" (a run folder), "hub" (safetensors, config.json, tokenizer files) or "megatron" (the original's).
-      dtype: of the tensors; a run folder is always float32.
+      dtype: of the tensors; by default what they had on disk, else float32. A run folder is always float32.
       model_parallel: shards of the original's layout.
-      metadata: the original's other entries, such as its iteration.
-      prompt, classifier: as in `Pretrained`.
       shard_bytes: largest file of the hub's layout.
 
     Raises:
-      ValueError: unknown format or dtype, a folder that exists, parameters of another model, a number of shards that
+      ValueError: an unknown format or dtype, a folder that exists, parameters of another model, a number of shards that
         does not divide the heads, the width and the vocabulary. Nothing is left behind.
     """
-    if to not in FORMATS:
-        raise ValueError(f"unknown format {to!r}; known: {', '.join(FORMATS)}")
-    if dtype not in FLOATS[:3]:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(FLOATS[:3])}")
-    if model_parallel < 1 or config.num_heads % model_parallel:
-        raise ValueError(f"model_parallel {model_parallel} must be a divisor of the {config.num_heads} attention heads")
-    if model_parallel > 1 and to != "megatron":
-        raise ValueError(f"model_parallel {model_parallel}: only the original's layout (megatron) is cut into shards")
-    notes: list[str] = []
-    tensors = param_mapping.state_dict(config, params, DTYPES[dtype])
-    flavor = "hub" if to == "hub" else "megatron"
-    extra = extras.state_dict(prompt, classifier, flavor, DTYPES[dtype])
+    config, dtype = run.model.config, dtype or run.dtype or "float32"
+    _check_options(config, to, dtype, model_parallel, shard_bytes)
+    tensors = param_mapping.state_dict(config, run.params, DTYPES[dtype])
     with _new_folder(pathlib.Path(path)) as folder:
         if to == "glm_jax":
-            _write_run(folder, config, params, tokenizer, extra, {"dtype": dtype, "metadata": dict(metadata or {})})
-            return notes
-        spell = (extras.function_of(prompt), len(prompt["embedding"])) if prompt else None
-        config_json = hub.config_json(config, dtype, prompt=spell, classifier=classifier is not None)
-        rows: dict[int, tuple[int, str]] = {}
-        if to == "hub" and isinstance(tokenizer, ReleasedTokenizer):
-            tokenizer, rows = hub_tokenizer.for_hub(tokenizer)
-            for name, content in hub_tokenizer.files(tokenizer).items():
-                (folder / name).write_bytes(content)
-        elif tokenizer is not None:
-            tokenizer.save(folder / "tokenizer")
-        for new, (old, why) in rows.items():
-            notes.append(f"row {new} of the vocabulary is a copy of row {old}: {why}")
-        tensors = _with_rows(tensors, rows)
-        if classifier is not None:  # the wrappers with a head keep the model in an attribute
-            tensors = {("glm." if to == "hub" else "model.") + key: tensor for key, tensor in tensors.items()}
+            _write_run(folder, run, dtype)
+            return []
+        table_rows = _write_tokenizer(folder, run.tokenizer, to)
+        tensors = _with_copied_rows(tensors, table_rows)
+        tensors = _with_extras(tensors, run.params, to, dtype)
+        config_json = _config_json(config, run.params, dtype)
         if to == "hub":
-            stated = {
-                key: getattr(config, key) for key in hub.FIELDS if key not in ("attention_dropout", "hidden_dropout")
-            }
-            hub.write_folder(folder, tensors | extra, config_json, stated, shard_bytes)
+            hub.write_folder(folder, tensors, config_json, _stated_fields(config), shard_bytes)
         else:
-            megatron.write_folder(folder, tensors | extra, model_parallel, metadata)
-            write_json_atomic(
-                folder / hub.CONFIG, config_json
-            )  # the original does not read it; the heads stand nowhere else
-    return notes
+            megatron.write_folder(folder, tensors, model_parallel, run.metadata)
+            # The original does not read this file; nothing else states the number of heads.
+            write_json_atomic(folder / hub.CONFIG, config_json)
+    return [f"row {new} of the vocabulary is a copy of row {old}: {why}" for new, (old, why) in table_rows.items()]
 
 
-def export_loaded(
-    path: str | os.PathLike, to: str, loaded: Pretrained, dtype: str | None = None, **options: Any
-) -> list[str]:
-    """`export` of everything that `load` returned, by default in the dtype that it had on disk."""
-    return export(
-        path, to, loaded.model.config, loaded.params, loaded.tokenizer,
-        dtype=dtype or loaded.dtype or "float32", metadata=loaded.metadata,
-        prompt=loaded.prompt, classifier=loaded.classifier, **options,
-    )  # fmt: skip
-
-
-def check_new(path: pathlib.Path) -> None:
+def check_new(path: str | os.PathLike) -> None:
     """Raises ValueError for a path to which nothing can be exported because something is there."""
+    path = pathlib.Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} exists: choose another folder, or remove it first")
 
 
+def _check_options(config: GLMConfig, to: str, dtype: str, model_parallel: int, shard_bytes: int) -> None:
+    if to not in FORMATS:
+        raise ValueError(f"unknown format {to!r}; nearest: {nearest(to, FORMATS)}")
+    check_dtype(dtype)
+    if model_parallel < 1 or config.num_heads % model_parallel:
+        raise ValueError(f"model_parallel {model_parallel} must be a divisor of the {config.num_heads} attention heads")
+    if model_parallel > 1 and to != "megatron":
+        raise ValueError(f"model_parallel {model_parallel}: only the original's layout (megatron) is cut into shards")
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes {shard_bytes} must be at least 1")
+
+
 @contextlib.contextmanager
 def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder that becomes `path` when the block ends without an error."""
     check_new(path)
     temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     temporary.mkdir(parents=True)
@@ -129,7 +108,32 @@ def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _with_rows(tensors, rows):
+def _write_run(folder: pathlib.Path, run: Pretrained, dtype: str) -> None:
+    imported = {"dtype": dtype, "metadata": dict(run.metadata)}
+    model = {"size": None, **vars(run.model.config)}
+    write_json_atomic(folder / "config.json", {"model": model, "imported": imported})
+    if run.tokenizer is not None:
+        run.tokenizer.save(folder / "tokenizer")
+    if tensors := extras.state_dict(run.params, "megatron", DTYPES[dtype]):
+        safetensors_file.write(folder / EXTRAS_FILE, tensors)
+    with Checkpointer(folder / "checkpoints") as checkpointer:
+        checkpointer.save(int(run.metadata.get("iteration", 0)), {"params": run.model_params}, None)
+
+
+def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer | None, to: str) -> dict[int, tuple[int, str]]:
+    """Writes the tokenizer, if any; returns which rows of the vocabulary become copies: row -> (copied row, why)."""
+    if tokenizer is None:
+        return {}
+    if to == "hub" and isinstance(tokenizer, ReleasedTokenizer):
+        tokenizer, rows = hub_tokenizer.for_hub(tokenizer)
+        for name, content in hub_tokenizer.files(tokenizer).items():
+            (folder / name).write_bytes(content)
+        return rows
+    tokenizer.save(folder / "tokenizer")
+    return {}
+
+
+def _with_copied_rows(tensors: dict[str, LazyTensor], rows: Mapping[int, tuple[int, str]]) -> dict[str, LazyTensor]:
     if not rows:
         return tensors
     table = tensors["word_embeddings.weight"]
@@ -143,11 +147,19 @@ def _with_rows(tensors, rows):
     return {**tensors, "word_embeddings.weight": LazyTensor(table.shape, table.dtype, read)}
 
 
-def _write_run(folder, config, params, tokenizer, extra, imported):
-    write_json_atomic(folder / "config.json", {"model": {"size": None, **vars(config)}, "imported": imported})
-    if tokenizer is not None:
-        tokenizer.save(folder / "tokenizer")
-    if extra:
-        safetensors_file.write(folder / EXTRAS_FILE, extra)
-    with Checkpointer(folder / "checkpoints") as checkpointer:
-        checkpointer.save(int(imported["metadata"].get("iteration", 0)), {"params": params}, None)
+def _with_extras(tensors: dict[str, LazyTensor], params: Mapping[str, Any], to: str, dtype: str):
+    """Adds soft prompt and classifier."""
+    if "classifier" in params:
+        tensors = {_PREFIX_BESIDE_A_HEAD[to] + key: tensor for key, tensor in tensors.items()}
+    return tensors | extras.state_dict(params, to, DTYPES[dtype])
+
+
+def _config_json(config: GLMConfig, params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    prompt = params.get("prompt")
+    spell = (extras.function_of(prompt), len(prompt["embedding"])) if prompt else None
+    return hub.config_json(config, dtype, prompt=spell, classifier="classifier" in params)
+
+
+def _stated_fields(config: GLMConfig) -> dict[str, Any]:
+    """The fields that the hub's weights file repeats: those that decide what the model computes."""
+    return {name: getattr(config, name) for name in hub.FIELDS if name not in ("attention_dropout", "hidden_dropout")}

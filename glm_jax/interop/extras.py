@@ -8,6 +8,7 @@ import numpy as np
 from glm_jax.interop.errors import FormatError, listing
 from glm_jax.interop.tensors import LazyTensor, of_array
 
+EXTRAS = ("prompt", "classifier")  # names of these trees among the parameters
 PROMPT = "prompt_spell."
 # Path in the tree -> the original's name. Both code bases of GLM have such a head, under names of their own.
 _HEAD_NAMES = {
@@ -45,19 +46,19 @@ def is_extra(key: str) -> bool:
     return key.startswith(PROMPT) or any(key in _head(flavor).values() for flavor in _HEAD_NAMES)
 
 
-def read(tensors: Mapping[str, LazyTensor], width: int) -> tuple[dict | None, dict | None]:
-    """The soft prompt and the classification head among `tensors`, as trees of NumPy arrays; None where there is none.
+def read(tensors: Mapping[str, LazyTensor], width: int) -> dict[str, Any]:
+    """The soft prompt and the classification head among `tensors`, where there are any, as trees of NumPy arrays.
 
     Raises FormatError for parts that are missing, superfluous or of another width than the model.
     """
     prompts = {key: tensor for key, tensor in tensors.items() if key.startswith(PROMPT)}
     heads = {key: tensor for key, tensor in tensors.items() if not key.startswith(PROMPT)}
-    prompt = head = None
+    result = {}
     if prompts:
         function = "lstm" if any(".lstm_head." in key for key in prompts) else "mlp" if len(prompts) > 1 else "none"
         vectors = prompts.get(f"{PROMPT}spell_embeddings.weight")
         size = vectors.shape[0] if vectors and vectors.shape else 0
-        prompt = _read(
+        result["prompt"] = _read(
             prompts, _prompt(function), lambda path: _prompt_shape(path, size, width, function), "soft prompt"
         )
     if heads:
@@ -65,13 +66,13 @@ def read(tensors: Mapping[str, LazyTensor], width: int) -> tuple[dict | None, di
         output = heads.get(_head(flavor)["output", "kernel"])
         classes = output.shape[0] if output and output.shape else 0
         shapes = {"pool": (width, width), "output": (classes, width)}
-        head = _read(
+        result["classifier"] = _read(
             heads,
             _head(flavor),
             lambda path: shapes[path[0]] if path[1] == "kernel" else shapes[path[0]][:1],
             "classification head",
         )
-    return prompt, head
+    return result
 
 
 def _prompt_shape(path, size, width, function):
@@ -106,12 +107,13 @@ def _read(tensors, names, shape_of, what):
     return tree
 
 
-def state_dict(prompt: Any, head: Any, flavor: str, dtype: np.dtype) -> dict[str, LazyTensor]:
-    """The inverse of `read`; `flavor` is "megatron" or "hub"."""
+def state_dict(params: Mapping[str, Any], flavor: str, dtype: np.dtype) -> dict[str, LazyTensor]:
+    """The inverse of `read`, of the parameters that have such parts; `flavor` is "megatron" or "hub"."""
     result = {}
-    for tree, names in ((prompt, _prompt(function_of(prompt))), (head, _head(flavor))):
-        for path, key in names.items() if tree is not None else ():
-            leaf = tree
+    names_of = {"prompt": _prompt(function_of(params.get("prompt"))), "classifier": _head(flavor)}
+    for part, names in names_of.items():
+        for path, key in names.items() if part in params else ():
+            leaf = params[part]
             for name in path:
                 leaf = leaf[name]
             array = np.asarray(leaf).astype(dtype)

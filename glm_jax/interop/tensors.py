@@ -20,6 +20,13 @@ DTYPES = {
     "bool": np.dtype(np.bool_),
 }
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+COMPUTE_DTYPES = FLOATS[:3]
+
+
+def check_dtype(name: str) -> None:
+    """Raises ValueError for a dtype that a model neither computes in nor is exported in."""
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(f"dtype {name!r} is not one of {', '.join(COMPUTE_DTYPES)}")
 
 
 @dataclasses.dataclass(frozen=True)

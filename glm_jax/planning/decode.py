@@ -19,7 +19,7 @@ from glm_jax.decoding import decoder, steps
 from glm_jax.decoding.options import SamplingParams
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import inference_mesh, make_mesh
-from glm_jax.interop.load import abstract_params
+from glm_jax.interop.placement import abstract_params
 from glm_jax.model.config import GLMConfig, check_lengths
 from glm_jax.model.transformer import parameter_count
 from glm_jax.planning import estimate, hlo, topologies

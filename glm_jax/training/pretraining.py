@@ -20,7 +20,7 @@ from glm_jax.training import setup, validation
 from glm_jax.training.flops import useful_flops
 from glm_jax.training.samples import fill_held_out
 from glm_jax.training.train_step import TokenRows
-from glm_jax.training.workdir import BEST, RunFolder, load_run
+from glm_jax.training.workdir import BEST, RunFolder, restore_model
 
 logger = logging.getLogger(__name__)
 
@@ -95,13 +95,11 @@ class PretrainingTask:
     def init_params(self, run: setup.TrainingSetup, fresh: Any) -> Any:
         """The parameters of the run `init_from`, placed like the fresh ones. Raises ValueError for other shapes."""
         path = self._config.init_from
-        loaded = load_run(path)
-        shapes = [jax.tree.map(lambda a: a.shape, params) for params in (loaded.params, fresh)]
+        model, restored = restore_model(RunFolder(pathlib.Path(path)))
+        shapes = [jax.tree.map(lambda a: a.shape, params) for params in (restored.state, fresh)]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"init_from {path}: its model has other shapes ({loaded.model.config}); use the same model"
-            )
-        return jax.tree.map(jax.device_put, loaded.params, run.shardings.params)
+            raise ValueError(f"init_from {path}: its model has other shapes ({model}); use the same model")
+        return jax.tree.map(jax.device_put, restored.state, run.shardings.params)
 
     def evaluate(self, run: setup.TrainingSetup, params: Any, process: int = 0, processes: int = 1) -> dict[str, float]:
         """See `validation.evaluate`."""

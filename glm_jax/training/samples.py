@@ -36,7 +36,7 @@ def fill_held_out(model: GLM, params, tokenizer: Tokenizer, rows, *, count: int 
     if not prompts:
         return "- the held-out texts are too short for a blank"
     keys = jax.random.split(jax.random.key(0), len(prompts))  # not used: greedy
-    answers = Decoder(model, params, special).answer(prompts, SamplingParams(), max_new_tokens=16, keys=keys)
+    answers = Decoder(model, params, tokenizer).complete(prompts, SamplingParams(), max_new_tokens=16, keys=keys)
     lines = []
     for prompt, truth, (answer,) in zip(prompts, truths, answers, strict=True):
         at = prompt.blanks[0]

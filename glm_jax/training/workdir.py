@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -24,14 +23,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from glm_jax import tokenizers
-from glm_jax.config import model_config
+from glm_jax.config import model_config, upgrade
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import inference_mesh
 from glm_jax.files import compare_config, config_value, write_json_atomic
 from glm_jax.model.classifier_head import with_classifier
 from glm_jax.model.config import GLMConfig
-from glm_jax.model.transformer import GLM, init_params
-from glm_jax.tokenizers.base import Tokenizer
+from glm_jax.model.transformer import init_params
 from glm_jax.training.checkpoint import Checkpointer, Restored
 
 logger = logging.getLogger(__name__)
@@ -140,35 +138,6 @@ def parameters_of(config: Mapping[str, Any]) -> Callable[[GLMConfig, Any], Any]:
     return functools.partial(with_classifier, config["classes"])
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedRun:
-    """A trained model, ready to be applied: `model.apply({"params": params}, …)`."""
-
-    model: GLM
-    params: Any
-    tokenizer: Tokenizer
-    config: dict
-    restored: Restored
-
-
-def load_run(path: str | os.PathLike, step: int | str | None = None, dtype: str | None = None) -> LoadedRun:
-    """Opens the model of a run folder (or of its checkpoints/), where `restore_run` says which `step`.
-
-    `dtype` replaces the config's compute dtype. Raises RunFolderError when the folder is not a run.
-    """
-    folder = RunFolder(pathlib.Path(path))
-    if folder.path.name == "checkpoints" and not folder.config.exists():
-        folder = RunFolder(folder.path.parent)
-    if not folder.config.exists():
-        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json (a --workdir of a training run)")
-    config = json.loads(folder.config.read_text())
-    tokenizer = tokenizers.load(folder.tokenizer)
-    section = config["model"] if dtype is None else {**config["model"], "dtype": dtype}
-    model = GLM(model_config(section, tokenizer.vocab_size))
-    restored = restore_run(folder, config, model.config, step)
-    return LoadedRun(model, restored.state, tokenizer, config, restored)
-
-
 def restore_run(
     folder: RunFolder,
     config: Mapping[str, Any],
@@ -189,3 +158,12 @@ def restore_run(
         if step is None:
             step = "best" if "tasks" in config and checkpointer.best_step() is not None else "latest"
         return checkpointer.restore_params(abstract, int(step) if str(step).isdigit() else step)
+
+
+def restore_model(folder: RunFolder, step: int | str | None = None) -> tuple[GLMConfig, Restored]:
+    """The model of a run, and its parameters as `restore_run` reads them. Raises RunFolderError for no run folder."""
+    if not folder.config.exists():
+        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json (a --workdir of a training run)")
+    config = upgrade(json.loads(folder.config.read_text()))
+    model = model_config(config["model"], tokenizers.load(folder.tokenizer).vocab_size)
+    return model, restore_run(folder, config, model, step)

@@ -14,10 +14,9 @@ from ml_collections import ConfigDict
 from glm_jax import tokenizers
 from glm_jax.config import OVERRIDABLE
 from glm_jax.evaluation import results as results_lib
-from glm_jax.evaluation.classifier import num_classes, with_head
+from glm_jax.evaluation.classifier import num_classes
 from glm_jax.files import write_json_atomic
-from glm_jax.interop import load
-from glm_jax.interop.load import with_tokenizer
+from glm_jax.interop import from_pretrained
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.task import Task
@@ -70,13 +69,12 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
         model = json.loads(folder.config.read_text())["model"]
         subject = FromCheckpoint(tokenizers.load(folder.tokenizer))
     else:
-        loaded = load(config.init_from, tokenizer=config.tokenizer)
-        with_tokenizer(loaded.tokenizer, config.init_from, "config.tokenizer")
-        model = dataclasses.asdict(loaded.model.config)
-        params = dict(loaded.params)
-        if config.head == "classifier" and loaded.classifier is not None:
+        source = from_pretrained(config.init_from, dtype="float32", tokenizer=config.tokenizer)
+        source.require_tokenizer()
+        model = dataclasses.asdict(source.model.config)
+        if config.head == "classifier" and "classifier" in source.params:
             logger.warning("the classification head of %s is not used: the new one starts fresh", config.init_from)
-        subject = FromCheckpoint(loaded.tokenizer, params)
+        subject = FromCheckpoint(source.tokenizer, source.model_params)
     model |= {key: config.model[key] for key in OVERRIDABLE if config.model[key] is not None}
     with config.unlocked():
         for key in config.model:
@@ -115,11 +113,10 @@ def _is_labelled(task, example):
 
 def _test(config, folder):
     """The best checkpoint on the test split: numbers, predictions, and results.json in folder/test."""
-    loaded = load(folder.path)
-    params = with_head(loaded.params, loaded.classifier)
+    model, params, tokenizer = from_pretrained(folder.path, dtype="float32")
     split = config.test_split or config.validation_split
     options = results_lib.Options(split=split, batch_size=config.eval_batch_size, head=config.head)
-    results = evaluate_tasks(loaded.model, params, loaded.tokenizer, tasks_of(config), options)
+    results = evaluate_tasks(model, params, tokenizer, tasks_of(config), options)
     if jax.process_index() == 0:
         results_lib.write_results(results, str(folder.path / "test"), str(folder.path))
     return results

@@ -48,7 +48,7 @@ def greedy_by_full_forward(name, prompt, max_new_tokens):
     """Greedy answers and scores in the order of filling."""
     done, answers, scores = [], [], []
     for column in prompt.blanks:
-        fed, score = [SPECIAL.start, *prompt.begun] if not done else [SPECIAL.start], 0.0
+        fed, score = [SPECIAL.start, *prompt.answer_prefix] if not done else [SPECIAL.start], 0.0
         given = len(fed)
         while len(fed) - given < max_new_tokens:
             last = jax.nn.log_softmax(logits_by_full_forward(name, prompt, [*done, (column, fed)])[-1])
@@ -93,7 +93,7 @@ def test_answers_are_the_greedy_ones(decoder, order, begun):
     """Later blanks see the earlier answers to their last token, also where an answer was cut."""
     (prompt,) = prompts(1, seed=3, lengths=(12, 13), blanks=3)
     prompt = EncodedPrompt(prompt.part_a, tuple(prompt.blanks[i] for i in order), begun)
-    ((found,),) = decoder.answer([prompt], SamplingParams(), max_new_tokens=4, keys=keys(1))
+    ((found,),) = decoder.complete([prompt], SamplingParams(), max_new_tokens=4, keys=keys(1))
     answers, scores = greedy_by_full_forward("H", prompt, 4)
     rank = np.argsort(prompt.blanks)
     assert [list(t) for t in found.tokens] == [answers[i] for i in rank]
@@ -105,13 +105,13 @@ def test_an_answer_does_not_depend_on_its_batch(decoder):
     chosen, k = prompts(5, seed=1, blanks=2), keys(5)
     strategy = SamplingParams(temperature=0.8, top_k=20, top_p=0.9)
     options = {"max_new_tokens": 5, "num_answers": 2}
-    together = decoder.answer(chosen, strategy, keys=k, batch_size=8, **options)
-    turned = decoder.answer(chosen[::-1], strategy, keys=k[::-1], batch_size=8, **options)[::-1]
+    together = decoder.complete(chosen, strategy, keys=k, batch_size=8, **options)
+    turned = decoder.complete(chosen[::-1], strategy, keys=k[::-1], batch_size=8, **options)[::-1]
     assert together == turned
-    others = decoder.answer([chosen[0], *prompts(4, seed=9, blanks=2)], strategy, keys=k, batch_size=8, **options)
+    others = decoder.complete([chosen[0], *prompts(4, seed=9, blanks=2)], strategy, keys=k, batch_size=8, **options)
     assert others[0] == together[0]
     for i, prompt in enumerate(chosen):
-        (alone,) = decoder.answer([prompt], strategy, keys=k[i : i + 1], **options)
+        (alone,) = decoder.complete([prompt], strategy, keys=k[i : i + 1], **options)
         for a, b in zip(alone, together[i], strict=True):
             assert a.tokens == b.tokens
             np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
@@ -139,7 +139,7 @@ def test_padding_does_not_change_an_answer():
 def test_the_stream_is_what_is_written_at_once(decoder):
     (prompt,) = prompts(1, seed=3, lengths=(12, 13), blanks=2)
     strategy = SamplingParams(temperature=1.0)
-    ((whole,),) = decoder.answer([prompt], strategy, max_new_tokens=6, keys=keys(1))
+    ((whole,),) = decoder.complete([prompt], strategy, max_new_tokens=6, keys=keys(1))
     streamed, scores = [[], []], [0.0, 0.0]
     for blank, token, score in decoder.stream(prompt, strategy, max_new_tokens=6, key=keys(1)[0]):
         scores[blank] += score
@@ -182,7 +182,7 @@ def test_beams_find_the_best_of_all_answers(tiny):
         found[tokens] = max(found.get(tokens, -np.inf), value)  # by whichever stop is likelier
     best = sorted(found.items(), key=lambda item: -item[1])[:5]
     decoder = Decoder(GLM(config), weights, SPECIAL)
-    (answers,) = decoder.answer(
+    (answers,) = decoder.complete(
         [prompt], SamplingParams(num_beams=8 * 8 * 8), max_new_tokens=3, num_answers=20, keys=keys(1)
     )
     mine = {}
@@ -196,7 +196,7 @@ def test_beams_find_the_best_of_all_answers(tiny):
 def test_one_beam_is_greedy(decoder):
     chosen = prompts(6, seed=5)
     prepared = decoder.params
-    greedy = decoder.answer(chosen, SamplingParams(), max_new_tokens=6, keys=keys(6), batch_size=8)
+    greedy = decoder.complete(chosen, SamplingParams(), max_new_tokens=6, keys=keys(6), batch_size=8)
     context = decoder._encode(chosen, [[]] * 6)
     columns = np.zeros(8, np.int32)
     columns[:6] = [p.blanks[0] for p in chosen]
@@ -215,7 +215,7 @@ def test_samples_follow_the_probabilities_of_the_model(tiny):
     config, weights = tiny
     prompt, temperature, count = EncodedPrompt((1, 3, 2, 4, 0), (2,)), 1.5, 4096
     decoder = Decoder(GLM(config), weights, SPECIAL)
-    (answers,) = decoder.answer(
+    (answers,) = decoder.complete(
         [prompt], SamplingParams(temperature=temperature), max_new_tokens=2, num_answers=count, keys=keys(1, seed=4)
     )
     expected = {}
@@ -239,40 +239,40 @@ def test_samples_follow_the_probabilities_of_the_model(tiny):
 
 def test_restrictions_hold(decoder):
     chosen = prompts(8, seed=7, lengths=(5, 20))
-    free = decoder.answer(chosen, SamplingParams(), max_new_tokens=20, keys=keys(8))
+    free = decoder.complete(chosen, SamplingParams(), max_new_tokens=20, keys=keys(8))
     assert any(len(a.tokens[0]) < 12 for (a,) in free)
-    longer = decoder.answer(chosen, SamplingParams(min_new_tokens=12), max_new_tokens=20, keys=keys(8))
+    longer = decoder.complete(chosen, SamplingParams(min_new_tokens=12), max_new_tokens=20, keys=keys(8))
     assert all(len(a.tokens[0]) >= 12 for (a,) in longer)
-    varied = decoder.answer(
+    varied = decoder.complete(
         chosen, SamplingParams(no_repeat_ngram=2, min_new_tokens=12), max_new_tokens=20, keys=keys(8)
     )
     for (a,) in varied:
         pairs = list(itertools.pairwise(a.tokens[0]))
         assert len(set(pairs)) == len(pairs)
     common = free[0][0].tokens[0][0]
-    without = decoder.answer(chosen, SamplingParams(forbidden=(common,)), max_new_tokens=20, keys=keys(8))
+    without = decoder.complete(chosen, SamplingParams(forbidden=(common,)), max_new_tokens=20, keys=keys(8))
     assert all(common not in a.tokens[0] for (a,) in without)
 
 
 def test_many_prompts_share_few_programs(decoder):
     chosen = prompts(30, seed=8, lengths=(4, 60))
     before = decoder_lib.decode_loop._cache_size()
-    decoder.answer(chosen, SamplingParams(), max_new_tokens=3, keys=keys(30), batch_size=1)
+    decoder.complete(chosen, SamplingParams(), max_new_tokens=3, keys=keys(30), batch_size=1)
     assert decoder_lib.decode_loop._cache_size() - before <= 3  # contexts of 32, 48 and 64 columns
 
 
 def test_bfloat16_and_stacked_layers_decode_alike(decoder, monkeypatch):
     chosen = prompts(4, seed=6)
-    apart = decoder.answer(chosen, SamplingParams(), max_new_tokens=6, keys=keys(4))
+    apart = decoder.complete(chosen, SamplingParams(), max_new_tokens=6, keys=keys(4))
     monkeypatch.setattr(steps, "decode_unrolled", lambda: False)
     stacked = Decoder(GLM(CONFIG), params("H"), SPECIAL)
     assert not isinstance(stacked.params["layers"], tuple)
-    found = stacked.answer(chosen, SamplingParams(), max_new_tokens=6, keys=keys(4))
+    found = stacked.complete(chosen, SamplingParams(), max_new_tokens=6, keys=keys(4))
     assert [a.tokens for (a,) in found] == [a.tokens for (a,) in apart]
     half = Decoder(GLM(dataclasses.replace(CONFIG, dtype="bfloat16")), params("H"), SPECIAL)
     assert half.params["word_embeddings"]["embedding"].dtype == jnp.bfloat16
-    rough = half.answer(chosen, SamplingParams(), max_new_tokens=1, keys=keys(4))
-    exact = decoder.answer(chosen, SamplingParams(), max_new_tokens=1, keys=keys(4))
+    rough = half.complete(chosen, SamplingParams(), max_new_tokens=1, keys=keys(4))
+    exact = decoder.complete(chosen, SamplingParams(), max_new_tokens=1, keys=keys(4))
     for (a,), (b,) in zip(rough, exact, strict=True):
         if a.tokens == b.tokens:
             np.testing.assert_allclose(a.scores, b.scores, atol=0.1)
@@ -296,7 +296,7 @@ def test_contradictory_options_are_refused(options, says):
 
 def test_too_much_for_the_memory_is_refused_in_bytes(decoder):
     with pytest.raises(DecodingError, match=r"\([\d,]+ bytes\).*lower batch_size"):
-        decoder.answer(
+        decoder.complete(
             prompts(2), SamplingParams(num_beams=10**6), max_new_tokens=60, num_answers=1, keys=keys(2), batch_size=2
         )
 
@@ -313,8 +313,8 @@ from glm_jax.model.transformer import GLM, init_params
 chosen = prompts(5, seed=3, blanks=2)
 def answers(weights):
     decoder = Decoder(GLM(CONFIG), weights, SPECIAL)
-    beams = decoder.answer(chosen[:2], SamplingParams(num_beams=3), max_new_tokens=4, keys=keys(2))
-    return decoder.answer(chosen, SamplingParams(), max_new_tokens=4, keys=keys(5)) + beams
+    beams = decoder.complete(chosen[:2], SamplingParams(num_beams=3), max_new_tokens=4, keys=keys(2))
+    return decoder.complete(chosen, SamplingParams(), max_new_tokens=4, keys=keys(5)) + beams
 alone = answers(params("H"))
 boxed = jax.eval_shape(lambda key: init_params(CONFIG, key), jax.random.key(0))
 mesh = make_mesh({{"data": 2, "fsdp": 2, "tensor": 2}})

@@ -8,8 +8,8 @@ import time
 import jax
 import numpy as np
 
+from glm_jax.interop import from_pretrained
 from glm_jax.training.metric_writer import read_metrics
-from glm_jax.training.workdir import load_run
 from tests.helpers.paths import ROOT
 
 
@@ -33,6 +33,6 @@ def kill_at(command: list[str], folder: pathlib.Path, step: int) -> None:
 def assert_same_end(folder: pathlib.Path, other: pathlib.Path) -> None:
     """Bitwise: the losses of all steps and the final parameters."""
     assert losses(folder) == losses(other)
-    ours, theirs = load_run(folder), load_run(other)
+    ours, theirs = from_pretrained(folder), from_pretrained(other)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
-    assert ours.restored.checksum == theirs.restored.checksum
+    assert ours.checksum == theirs.checksum

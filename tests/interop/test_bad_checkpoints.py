@@ -33,7 +33,7 @@ def write(folder, tensors, **entries):
 
 def refuse(folder, match, error=FormatError, **options):
     with pytest.raises(error, match=match):
-        interop.load(folder, **{"num_heads": 3, **options})
+        interop.from_pretrained(folder, **{"num_heads": 3, **options})
 
 
 def rewrite(path, value):
@@ -146,7 +146,7 @@ def test_flipped_bit_is_found_by_the_checksum(tmp_path):
 
 
 def test_flipped_bit_in_our_own_safetensors(tmp_path, hub):
-    interop.export_loaded(tmp_path / "out", "hub", interop.load(hub))
+    interop.export(interop.from_pretrained(hub), tmp_path / "out", "hub")
     path = tmp_path / "out/model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
@@ -155,7 +155,7 @@ def test_flipped_bit_in_our_own_safetensors(tmp_path, hub):
 
 
 def test_heads_in_our_own_exports_are_protected(tmp_path, hub):
-    interop.export_loaded(tmp_path / "out", "hub", interop.load(hub))
+    interop.export(interop.from_pretrained(hub), tmp_path / "out", "hub")
     path = tmp_path / "out/config.json"
     path.write_text(path.read_text().replace('"num_attention_heads": 3', '"num_attention_heads": 4'))
     refuse(tmp_path / "out", "num_heads", num_heads=None)
@@ -415,7 +415,7 @@ def test_tokenizer_must_fit_the_vocabulary(pieces, fits):
     """hub_B has 112 rows, the tokenizers here pad to a multiple of 16."""
     tokenizer = tiny_wordpiece(pieces)
     if fits:
-        assert interop.load(GOLDEN / "hub_B", tokenizer=tokenizer).tokenizer is tokenizer
+        assert interop.from_pretrained(GOLDEN / "hub_B", tokenizer=tokenizer).tokenizer is tokenizer
     else:
         refuse(
             GOLDEN / "hub_B", f"the tokenizer has {pieces} tokens .*the model 112", num_heads=None, tokenizer=tokenizer
@@ -438,4 +438,4 @@ def test_damaged_tokenizer_files(hub, files, match):
 def test_wrong_dtype_words(hub):
     for options in ({"dtype": "int8"}, {"param_dtype": "float64"}):
         with pytest.raises(ValueError, match="is not one of float32"):
-            interop.load(hub, **options)
+            interop.from_pretrained(hub, **options)

@@ -95,13 +95,13 @@ def folders(tmp_path_factory):
     (root / "hub_pytorch/model.safetensors").unlink()
     names = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]).encode()
     tokenizer = WordPieceTokenizer(names, bert_commands(names), 112)
-    loaded = interop.load(GOLDEN / "hub_B", tokenizer=tokenizer)
-    interop.export_loaded(root / "hub", "hub", loaded, shard_bytes=100_000)
-    interop.export_loaded(root / "shards", "megatron", interop.load(GOLDEN / "hub_A"), model_parallel=4)
-    interop.export_loaded(root / "run", "glm_jax", loaded)
+    loaded = interop.from_pretrained(GOLDEN / "hub_B", tokenizer=tokenizer)
+    interop.export(loaded, root / "hub", "hub", shard_bytes=100_000)
+    interop.export(interop.from_pretrained(GOLDEN / "hub_A"), root / "shards", "megatron", model_parallel=4)
+    interop.export(loaded, root / "run", "glm_jax")
     heads = {"megatron_MP2": 4, "megatron": 3, "hub_pytorch": 3}
     return {
-        path.name: (path, heads.get(path.name), interop.load(path, num_heads=heads.get(path.name)))
+        path.name: (path, heads.get(path.name), interop.from_pretrained(path, num_heads=heads.get(path.name)))
         for path in sorted(root.iterdir())
     }
 
@@ -131,7 +131,7 @@ def fuzz(folders, tmp_path, seeds):
         done = damage(rng, copy)
         began = time.process_time()
         try:
-            loaded = interop.load(copy, num_heads=heads)
+            loaded = interop.from_pretrained(copy, num_heads=heads)
         except CLEAR:
             errors += 1
         else:

@@ -23,9 +23,9 @@ from glm_jax import interop
 def memory(field):
     return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
-interop.load(sys.argv[2], num_heads=int(sys.argv[3]))  # what compiling and the libraries need
+interop.from_pretrained(sys.argv[2], num_heads=int(sys.argv[3]))  # what compiling and the libraries need
 before = memory("VmRSS")
-loaded = interop.load(sys.argv[1], num_heads=int(sys.argv[3]), param_dtype=sys.argv[4])
+loaded = interop.from_pretrained(sys.argv[1], num_heads=int(sys.argv[3]), param_dtype=sys.argv[4])
 size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
 print((memory("VmHWM") - before) / size)
 """

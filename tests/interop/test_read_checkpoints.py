@@ -1,7 +1,6 @@
 """The original's and the hub's checkpoints: the same weights, the same logits, whatever the layout."""
 
 import json
-import logging
 import pickle
 import shutil
 import struct
@@ -48,7 +47,7 @@ def assert_same(params, expected):
 
 @pytest.mark.parametrize(("folder", "name"), FOLDERS)
 def test_weights_and_logits(folder, name, fidelity):
-    loaded = interop.load(GOLDEN / folder, num_heads=heads_for(folder, name))
+    loaded = interop.from_pretrained(GOLDEN / folder, num_heads=heads_for(folder, name))
     expected = from_state_dict(arrays(f"ckpt_{name}"), HEADS[name])
     fidelity.equal(folder, "all weights", loaded.params, expected)
     fidelity.equal(f"ckpt_{name}.npz", "weights of the same model in a checkpoint", loaded.params, expected)
@@ -67,7 +66,7 @@ def test_weights_and_logits(folder, name, fidelity):
 
 
 def test_hub_weights_with_the_originals_gelu():
-    loaded = interop.load(GOLDEN / "hub_A", gelu="tanh")
+    loaded = interop.from_pretrained(GOLDEN / "hub_A", gelu="tanh")
     data = arrays("forward_A")
     np.testing.assert_allclose(forward(loaded, data), data["logits"], atol=1e-5)
 
@@ -76,7 +75,7 @@ def test_hub_weights_with_the_originals_gelu():
 def test_pytorch_files_of_the_hub(tmp_path, name):
     for file in ("config.json", "pytorch_model.bin"):
         shutil.copy(GOLDEN / f"hub_{name}" / file, tmp_path)
-    loaded = interop.load(tmp_path)
+    loaded = interop.from_pretrained(tmp_path)
     assert_same(loaded.params, from_state_dict(arrays(f"ckpt_{name}"), HEADS[name]))
     assert all(tensor.checksum for tensor in loaded.report.tensors.values())
 
@@ -92,14 +91,14 @@ def test_nesting_and_prefixes(tmp_path, wrap, prefix):
     """A bare folder of a tag, with and without the wrappers that the original's trainer leaves in the names."""
     state = arrays("ckpt_B")
     write_shard(tmp_path, state, wrap=wrap, prefix=prefix)
-    loaded = interop.load(tmp_path, num_heads=3)
+    loaded = interop.from_pretrained(tmp_path, num_heads=3)
     assert_same(loaded.params, from_state_dict(state, 3))
 
 
 def test_half_precision_is_widened_exactly(tmp_path):
     state = {key: array.astype(np.float16) for key, array in arrays("ckpt_B").items()}
     write_shard(tmp_path, state)
-    loaded = interop.load(tmp_path, dtype="bfloat16", num_heads=3)
+    loaded = interop.from_pretrained(tmp_path, dtype="bfloat16", num_heads=3)
     assert loaded.dtype == "float16"
     assert loaded.model.config.dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(np.float32)}
@@ -107,7 +106,7 @@ def test_half_precision_is_widened_exactly(tmp_path):
 
 
 def test_parameters_in_another_dtype(tmp_path):
-    loaded = interop.load(GOLDEN / "hub_B", param_dtype="bfloat16")
+    loaded = interop.from_pretrained(GOLDEN / "hub_B", param_dtype="bfloat16")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)} == {"bfloat16"}
 
 
@@ -115,14 +114,16 @@ def test_tied_head_is_dropped_if_it_is_the_word_embeddings(tmp_path):
     state = arrays("ckpt_B")
     state["lm_head.weight"] = state["word_embeddings.weight"]
     write_shard(tmp_path, state)
-    assert any("lm_head" in note for note in interop.load(tmp_path, num_heads=3).report.notes)
+    assert any("lm_head" in note for note in interop.from_pretrained(tmp_path, num_heads=3).report.notes)
     write_shard(tmp_path, state | {"lm_head.weight": state["word_embeddings.weight"] + 1})
     with pytest.raises(FormatError, match=r"lm_head\.weight"):
-        interop.load(tmp_path, num_heads=3)
+        interop.from_pretrained(tmp_path, num_heads=3)
 
 
-def test_from_pretrained_returns_model_parameters_tokenizer():
-    model, params, tokenizer = interop.from_pretrained(GOLDEN / "hub_B", dtype="bfloat16")
+def test_the_result_unpacks_to_model_parameters_tokenizer():
+    run = interop.from_pretrained(GOLDEN / "hub_B", dtype="bfloat16")
+    model, params, tokenizer = run
+    assert (model, params) == (run.model, run.params)
     assert isinstance(model, GLM)
     assert model.config.dtype == "bfloat16"
     assert params["word_embeddings"]["embedding"].shape == (112, 48)
@@ -131,7 +132,7 @@ def test_from_pretrained_returns_model_parameters_tokenizer():
 
 def test_heads_of_published_sizes_are_known_and_others_asked_for():
     with pytest.raises(FormatError, match="num_heads"):
-        interop.load(GOLDEN / "megatron_A")
+        interop.from_pretrained(GOLDEN / "megatron_A")
     large = GLMConfig.named("large")
     names = {entry.key: of_array(np.broadcast_to(np.float32(0), entry.shape)) for entry in param_mapping.entries(large)}
     from glm_jax.interop.source import Source, config_of
@@ -158,8 +159,8 @@ def test_every_parameter_has_a_tensor(size):
 def test_soft_prompts(tmp_path, kind, fidelity):
     data = arrays(f"prompt_{kind}")
     write_shard(tmp_path, {key[6:]: array for key, array in data.items() if key.startswith("param/")})
-    loaded = interop.load(tmp_path, num_heads=4)
-    vectors = soft_prompt.prompt_vectors(loaded.prompt)
+    loaded = interop.from_pretrained(tmp_path, num_heads=4)
+    vectors = soft_prompt.prompt_vectors(loaded.params["prompt"])
     fidelity.close(f"prompt_{kind}.npz", "vectors of the prompt", vectors, data["prompt_embeds"][0], 1e-5)
     with soft_prompt.soft_prompt(vectors, jnp.asarray(data["prompt_pos"], jnp.int32)):
         logits = forward(loaded, data)
@@ -174,20 +175,18 @@ def seqcls_state(names):
 
 
 @pytest.mark.parametrize("pool", classifier_head.POOLS)
-def test_classification_head(tmp_path, pool, caplog, fidelity):
+def test_classification_head(tmp_path, pool, fidelity):
     data = arrays(f"seqcls_{pool}")
     names = ("pool_layer.weight", "pool_layer.bias", "multichoice_head.weight", "multichoice_head.bias", "model.")
     write_shard(tmp_path, seqcls_state(names))
-    loaded = interop.load(tmp_path, num_heads=4)
+    loaded = interop.from_pretrained(tmp_path, num_heads=4)
     tokens, positions, sep = (jnp.asarray(data[key], jnp.int32) for key in ("input_ids", "position_ids", "sep"))
     hidden = loaded.model.apply(
         {"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep, method=GLM.hidden_states
     )
-    scores = classifier_head.classifier_logits(loaded.classifier, hidden, sep, pool)
+    scores = classifier_head.classifier_logits(loaded.params["classifier"], hidden, sep, pool)
     fidelity.close(f"seqcls_{pool}.npz", "scores of the classes", scores, data["logits"], 1e-5)
-    with caplog.at_level(logging.WARNING):
-        interop.from_pretrained(tmp_path, num_heads=4)
-    assert "classification head" in caplog.text
+    assert "classifier" not in loaded.model_params
 
 
 def test_classification_head_with_the_hubs_names(tmp_path):
@@ -195,12 +194,12 @@ def test_classification_head_with_the_hubs_names(tmp_path):
     state = seqcls_state(names)
     safetensors_file.write(tmp_path / "model.safetensors", {key: of_array(array) for key, array in state.items()})
     shutil.copy(GOLDEN / "hub_A/config.json", tmp_path)
-    head = interop.load(tmp_path).classifier
+    head = interop.from_pretrained(tmp_path).params["classifier"]
     np.testing.assert_array_equal(head["output"]["kernel"], arrays("seqcls_cls")["head_w"].T)
     del state["dense.bias"]
     safetensors_file.write(tmp_path / "model.safetensors", {key: of_array(array) for key, array in state.items()})
     with pytest.raises(FormatError, match=r"classification head.*dense\.bias is missing"):
-        interop.load(tmp_path)
+        interop.from_pretrained(tmp_path)
 
 
 def legacy_file(path, value, state):
@@ -223,27 +222,27 @@ def legacy_file(path, value, state):
 def test_legacy_files(tmp_path):
     state, path = arrays("ckpt_B"), tmp_path / "mp_rank_00_model_states.pt"
     legacy_file(path, {"module": {key: of_array(array) for key, array in state.items()}}, state)
-    loaded = interop.load(tmp_path, num_heads=3)
+    loaded = interop.from_pretrained(tmp_path, num_heads=3)
     assert_same(loaded.params, from_state_dict(state, 3))
     assert not any(tensor.checksum for tensor in loaded.report.tensors.values())
     content = path.read_bytes()
     for damaged in (content[:-1], content + b"\0", content[: len(content) // 2], content[:40]):
         path.write_bytes(damaged)
         with pytest.raises(FormatError, match="mp_rank_00"):
-            interop.load(tmp_path, num_heads=3)
+            interop.from_pretrained(tmp_path, num_heads=3)
 
 
 def test_sharded_hub_folder(tmp_path):
-    loaded = interop.load(GOLDEN / "hub_B")
-    interop.export_loaded(tmp_path / "out", "hub", loaded, shard_bytes=60_000)
+    loaded = interop.from_pretrained(GOLDEN / "hub_B")
+    interop.export(loaded, tmp_path / "out", "hub", shard_bytes=60_000)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
-    again = interop.load(tmp_path / "out")
+    again = interop.from_pretrained(tmp_path / "out")
     assert_same(again.params, loaded.params)
     victim = next(iter(index["weight_map"].values()))
     (tmp_path / "out" / victim).unlink()
     with pytest.raises(FormatError, match=f"{victim} is missing"):
-        interop.load(tmp_path / "out")
+        interop.from_pretrained(tmp_path / "out")
 
 
 PLACEMENT = """
@@ -253,7 +252,7 @@ from tests.helpers.golden_params import from_state_dict
 from glm_jax import interop
 from glm_jax.distributed.mesh import make_mesh
 mesh = make_mesh(dict(data=1, fsdp=2, tensor=4))
-loaded = interop.load({folder!r}, mesh=mesh, num_heads=4)
+loaded = interop.from_pretrained({folder!r}, mesh=mesh, num_heads=4)
 expected = from_state_dict(dict(np.load({arrays!r})), 4)
 jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
 kernel = loaded.params["layers"]["attention"]["query_key_value"]["kernel"]
@@ -274,16 +273,16 @@ def test_tensors_land_on_the_shards_of_a_mesh():
 def test_hub_ids_need_the_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FormatError, match="install huggingface_hub"):
-        interop.load("THUDM/glm-10b")
+        interop.from_pretrained("THUDM/glm-10b")
     with pytest.raises(FormatError, match="does not exist"):
-        interop.load("/no/such/folder")
+        interop.from_pretrained("/no/such/folder")
 
 
 def test_hub_ids_are_fetched_with_the_client(monkeypatch):
     client = type(sys)("huggingface_hub")
     client.snapshot_download = lambda name, allow_patterns: str(GOLDEN / name.split("/")[1])
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
-    assert interop.load("THUDM/hub_B").model.config.num_layers == 2
+    assert interop.from_pretrained("THUDM/hub_B").model.config.num_layers == 2
 
 
 @pytest.mark.parametrize("modern", [True, False])

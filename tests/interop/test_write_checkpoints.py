@@ -1,5 +1,6 @@
 """Out again: the same keys, shapes, dtypes and values as came in, cut into any number of shards."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -38,9 +39,9 @@ def assert_same_arrays(found, expected):
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("to", ["megatron", "hub", "glm_jax"])
 def test_import_export_import_is_bit_identical(tmp_path, source, to):
-    first = interop.load(GOLDEN / source, num_heads=SOURCES[source])
-    interop.export_loaded(tmp_path / "out", to, first)
-    again = interop.load(tmp_path / "out")
+    first = interop.from_pretrained(GOLDEN / source, num_heads=SOURCES[source])
+    interop.export(first, tmp_path / "out", to)
+    again = interop.from_pretrained(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
     assert again.model.config == first.model.config
     assert again.dtype == first.dtype
@@ -50,9 +51,9 @@ def test_import_export_import_is_bit_identical(tmp_path, source, to):
 def test_export_equals_the_original_files(tmp_path, source, fidelity):
     """Through a run folder, too: keys, order, shapes, dtypes, values, and the entries beside the weights."""
     files = sorted((GOLDEN / source / "1000").iterdir())
-    loaded = interop.load(GOLDEN / source, num_heads=SOURCES[source])
-    interop.export_loaded(tmp_path / "run", "glm_jax", loaded)
-    interop.export_loaded(tmp_path / "out", "megatron", interop.load(tmp_path / "run"), model_parallel=len(files))
+    loaded = interop.from_pretrained(GOLDEN / source, num_heads=SOURCES[source])
+    interop.export(loaded, tmp_path / "run", "glm_jax")
+    interop.export(interop.from_pretrained(tmp_path / "run"), tmp_path / "out", "megatron", model_parallel=len(files))
     assert sorted(path.name for path in (tmp_path / "out/1000").iterdir()) == [path.name for path in files]
     for path in files:
         weights, entries = read_module(tmp_path / "out/1000" / path.name)
@@ -66,7 +67,7 @@ def test_export_equals_the_original_files(tmp_path, source, fidelity):
 
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_hub_export_equals_the_hub_files(tmp_path, name, fidelity):
-    interop.export_loaded(tmp_path / "out", "hub", interop.load(GOLDEN / f"hub_{name}"))
+    interop.export(interop.from_pretrained(GOLDEN / f"hub_{name}"), tmp_path / "out", "hub")
     found, _ = safetensors_file.read(tmp_path / "out/model.safetensors")
     expected, _ = safetensors_file.read(GOLDEN / f"hub_{name}/model.safetensors")
     assert set(found) == set(expected)
@@ -82,11 +83,11 @@ def test_hub_export_equals_the_hub_files(tmp_path, name, fidelity):
 
 def test_shards_agree(tmp_path):
     """Model parallel 1, 2 and 4 are the same model."""
-    loaded = interop.load(GOLDEN / "megatron_A", num_heads=4)
+    loaded = interop.from_pretrained(GOLDEN / "megatron_A", num_heads=4)
     for count in (1, 2, 4):
-        interop.export_loaded(tmp_path / str(count), "megatron", loaded, model_parallel=count)
+        interop.export(loaded, tmp_path / str(count), "megatron", model_parallel=count)
         assert len(list((tmp_path / str(count) / "1000").iterdir())) == count
-        again = interop.load(tmp_path / str(count))
+        again = interop.from_pretrained(tmp_path / str(count))
         jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
 
 
@@ -131,15 +132,15 @@ def test_queries_keys_and_values_of_a_shard_are_its_heads():
 @pytest.mark.parametrize("to", ["megatron", "hub", "glm_jax"])
 def test_half_precision_survives(tmp_path, to, dtype):
     """What came in as float16 goes out as float16, although it is float32 in between."""
-    loaded = interop.load(GOLDEN / "hub_B")
-    interop.export_loaded(tmp_path / "half", "megatron", loaded, dtype)
-    half = interop.load(tmp_path / "half")
+    loaded = interop.from_pretrained(GOLDEN / "hub_B")
+    interop.export(loaded, tmp_path / "half", "megatron", dtype=dtype)
+    half = interop.from_pretrained(tmp_path / "half")
     assert half.dtype == dtype
-    interop.export_loaded(tmp_path / "out", to, half)
-    again = interop.load(tmp_path / "out")
+    interop.export(half, tmp_path / "out", to)
+    again = interop.from_pretrained(tmp_path / "out")
     assert again.dtype == dtype
     jax.tree.map(np.testing.assert_array_equal, again.params, half.params)
-    interop.export_loaded(tmp_path / "back", "megatron", again)
+    interop.export(again, tmp_path / "back", "megatron")
     for name in ("half", "back"):
         path = next((tmp_path / name).glob("*/mp_rank_00_model_states.pt"))
         weights, _ = read_module(path)
@@ -157,18 +158,16 @@ def with_extras(tmp_path):
         state[f"{key}.bias"] = of_array(rng.normal(size=shape[:1]).astype(np.float32))
     (tmp_path / "source").mkdir()
     torch_file.write(tmp_path / "source/mp_rank_00_model_states.pt", {"module": state})
-    return interop.load(tmp_path / "source", num_heads=4)
+    return interop.from_pretrained(tmp_path / "source", num_heads=4)
 
 
 @pytest.mark.parametrize(("to", "shards"), [("megatron", 1), ("megatron", 2), ("hub", 1), ("glm_jax", 1)])
 def test_soft_prompt_and_head_go_along(tmp_path, to, shards):
     loaded = with_extras(tmp_path)
-    assert loaded.prompt is not None
-    assert loaded.classifier is not None
-    interop.export_loaded(tmp_path / "out", to, loaded, model_parallel=shards)
-    again = interop.load(tmp_path / "out")
-    for part in ("params", "prompt", "classifier"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(again, part), getattr(loaded, part))
+    assert {"prompt", "classifier"} <= set(loaded.params)
+    interop.export(loaded, tmp_path / "out", to, model_parallel=shards)
+    again = interop.from_pretrained(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
     if to == "hub":
         names = set(safetensors_file.read(tmp_path / "out/model.safetensors")[0])
         assert {"dense.weight", "out_proj.bias", "glm.word_embeddings.weight"} <= names
@@ -184,24 +183,24 @@ def test_soft_prompt_and_head_go_along(tmp_path, to, shards):
      ({"metadata": {"x": object()}}, "cannot be written")],
 )  # fmt: skip
 def test_bad_exports_leave_nothing(tmp_path, options, match):
-    loaded = interop.load(GOLDEN / "hub_A")
+    loaded = interop.from_pretrained(GOLDEN / "hub_A")
+    options = {"to": "megatron", **options}
+    loaded = dataclasses.replace(loaded, metadata=options.pop("metadata", {}))
     with pytest.raises(ValueError, match=match):
-        interop.export(
-            tmp_path / "out", config=loaded.model.config, params=loaded.params, **{"to": "megatron", **options}
-        )
+        interop.export(loaded, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_exports_never_overwrite(tmp_path):
-    loaded = interop.load(GOLDEN / "hub_B")
+    loaded = interop.from_pretrained(GOLDEN / "hub_B")
     (tmp_path / "note").touch()
     with pytest.raises(ValueError, match="exists"):
-        interop.export_loaded(tmp_path, "hub", loaded)
+        interop.export(loaded, tmp_path, "hub")
     with pytest.raises(ValueError, match=r"word_embeddings/embedding is missing, expected"):
-        interop.export(tmp_path / "out", "hub", loaded.model.config, {})
+        interop.export(interop.Pretrained(loaded.model, {}), tmp_path / "out", "hub")
     params = jax.tree.map(lambda leaf: leaf * 1e6, loaded.params)
     with pytest.raises(ValueError, match="float16 cannot hold"):
-        interop.export(tmp_path / "out", "hub", loaded.model.config, params, dtype="float16")
+        interop.export(interop.Pretrained(loaded.model, params), tmp_path / "out", "hub", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
@@ -211,7 +210,7 @@ def test_exports_never_overwrite(tmp_path):
 def test_safetensors_library_reads_our_files(tmp_path):
     library = pytest.importorskip("safetensors.numpy")
     for dtype in ("float32", "float16"):
-        interop.export_loaded(tmp_path / dtype, "hub", interop.load(GOLDEN / "hub_A"), dtype)
+        interop.export(interop.from_pretrained(GOLDEN / "hub_A"), tmp_path / dtype, "hub", dtype=dtype)
         found = library.load_file(tmp_path / dtype / "model.safetensors")
         expected, _ = safetensors_file.read(GOLDEN / "hub_A/model.safetensors")
         assert_same_arrays(
@@ -221,8 +220,8 @@ def test_safetensors_library_reads_our_files(tmp_path):
 
 def test_pytorch_reads_our_files(tmp_path):
     torch = pytest.importorskip("torch")
-    interop.export_loaded(
-        tmp_path / "out", "megatron", interop.load(GOLDEN / "megatron_A", num_heads=4), model_parallel=2
+    interop.export(
+        interop.from_pretrained(GOLDEN / "megatron_A", num_heads=4), tmp_path / "out", "megatron", model_parallel=2
     )
     for rank in (0, 1):
         name = f"1000/mp_rank_{rank:02d}_model_states.pt"
@@ -236,7 +235,7 @@ def test_pytorch_reads_our_files(tmp_path):
 
 
 def test_tensors_are_aligned_like_those_of_torch_save(tmp_path):
-    interop.export_loaded(tmp_path / "out", "megatron", interop.load(GOLDEN / "hub_B"))
+    interop.export(interop.from_pretrained(GOLDEN / "hub_B"), tmp_path / "out", "megatron")
     path = next((tmp_path / "out").glob("*/mp_rank_00_model_states.pt"))
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
@@ -271,9 +270,9 @@ def tiny_roberta():
 @pytest.mark.parametrize("task_mask", [True, False])
 def test_tokenizer_goes_along(tmp_path, to, task_mask):
     tokenizer = tiny_bert(task_mask)
-    loaded = interop.load(GOLDEN / "hub_B", tokenizer=tokenizer)
-    interop.export_loaded(tmp_path / "out", to, loaded)
-    again = interop.load(tmp_path / "out")
+    loaded = interop.from_pretrained(GOLDEN / "hub_B", tokenizer=tokenizer)
+    interop.export(loaded, tmp_path / "out", to)
+    again = interop.from_pretrained(tmp_path / "out")
     assert again.tokenizer.fingerprint() == tokenizer.fingerprint()
     assert again.tokenizer.special == tokenizer.special
 
@@ -281,16 +280,16 @@ def test_tokenizer_goes_along(tmp_path, to, task_mask):
 def test_hub_gives_robertas_mask_a_row_of_its_own(tmp_path):
     tokenizer = tiny_roberta()
     mask, moved = tokenizer.special.mask, tokenizer.num_tokens
-    loaded = interop.load(GOLDEN / "hub_B", tokenizer=tokenizer)
-    notes = interop.export_loaded(tmp_path / "out", "hub", loaded)
-    again = interop.load(tmp_path / "out")
+    loaded = interop.from_pretrained(GOLDEN / "hub_B", tokenizer=tokenizer)
+    notes = interop.export(loaded, tmp_path / "out", "hub")
+    again = interop.from_pretrained(tmp_path / "out")
     assert again.tokenizer.special.mask == moved
     assert str(mask) in notes[0]
     assert str(moved) in notes[0]
     table, original = (np.asarray(x.params["word_embeddings"]["embedding"]) for x in (again, loaded))
     np.testing.assert_array_equal(table[moved], original[mask])
     np.testing.assert_array_equal(np.delete(table, moved, 0), np.delete(original, moved, 0))
-    assert interop.export_loaded(tmp_path / "twice", "hub", again) == []  # the ids are the hub's already
+    assert interop.export(again, tmp_path / "twice", "hub") == []  # the ids are the hub's already
 
 
 def test_hub_gives_the_colliding_generation_mask_a_row_of_its_own():

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from glm_jax.data.errors import DataError
+from glm_jax.interop import from_pretrained
 from glm_jax.training import samples
 from glm_jax.training.metric_writer import read_metrics
 from glm_jax.training.metrics import NonFiniteError
 from glm_jax.training.trainer import Interrupted, train
-from glm_jax.training.workdir import RunFolder, RunFolderError, load_run
+from glm_jax.training.workdir import RunFolder, RunFolderError
 from tests.helpers import tiny_run
 from tests.helpers.crash_resume import ROOT, assert_same_end, kill_at, losses
 
@@ -52,8 +53,8 @@ def test_a_run_leaves_what_it_promises(finished):
 
 
 def test_a_trained_model_fills_blanks(finished):
-    run = load_run(finished[0])
-    (filled,) = fill(run.model, run.params, run.tokenizer, "ba de [MASK] fi ba.", max_new_tokens=4)
+    run = from_pretrained(finished[0])
+    (filled,) = fill(run, "ba de [MASK] fi ba.", max_new_tokens=4)
     assert len(filled.answers) == 1
     assert filled.text.startswith("ba de")
 
@@ -126,7 +127,7 @@ def test_a_loss_that_is_no_number_stops_the_run(corpus):
         train(config, str(folder))
     saved = folder / "checkpoints"
     for step in [p.name for p in saved.iterdir() if p.name.isdigit()]:
-        params = load_run(folder, int(step)).params
+        params = from_pretrained(folder, step=int(step)).params
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
@@ -188,7 +189,7 @@ def test_a_corpus_of_which_nothing_is_held_out_is_refused_before_it_is_read(corp
 
 
 def test_held_out_texts_that_are_too_short_for_a_blank_stop_nothing(finished):
-    run = load_run(finished[0])
+    run = from_pretrained(finished[0])
     row = {"tokens": np.full(48, run.tokenizer.special.pad, np.int32), "length": 1}
     row["tokens"][0] = run.tokenizer.special.cls
     rows = type("Rows", (list,), {"sequence_length": 48})([row] * 6)

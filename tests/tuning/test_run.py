@@ -18,15 +18,14 @@ from glm_jax.cli import evaluate
 from glm_jax.evaluation.cloze import cloze_loss
 from glm_jax.evaluation.results import Options, Result
 from glm_jax.evaluation.run import evaluate_task
-from glm_jax.interop import load
-from glm_jax.interop.load import open_model
+from glm_jax.interop import from_pretrained
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.task import find
 from glm_jax.training.early_stopping import EarlyStopping
 from glm_jax.training.metric_writer import read_metrics
 from glm_jax.training.trainer import Interrupted, train
-from glm_jax.training.workdir import load_run
+from glm_jax.training.workdir import RunFolder, restore_model
 from glm_jax.tuning import run as room
 from glm_jax.tuning.dataset import best_fit, make_dataset, to_batch
 from glm_jax.tuning.losses import task_objective
@@ -93,13 +92,12 @@ def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
     assert json.loads((folder / "test.json").read_text()) == summary
     assert len((folder / "test" / "predictions-topics.jsonl").read_text().splitlines()) == 10
     assert "topics, validation, 10 examples: accuracy" in room.format_summary(summary)
-    best = load_run(folder, "best").restored
-    assert best.step == load(folder).metadata["iteration"] == load_run(folder).restored.step
-    latest = load_run(folder, "latest").restored
-    assert latest.step == 6 == load(folder, step=6).metadata["iteration"]
-    opened = {step: open_model(folder, step=step)[1] for step in (None, "latest", "6")}
-    for step, expected in ((None, best), ("latest", latest), ("6", latest)):
-        jax.tree.map(np.testing.assert_array_equal, opened[step], expected.state)
+    _, best = restore_model(RunFolder(folder), "best")
+    assert best.step == from_pretrained(folder).metadata["iteration"] == from_pretrained(folder).step
+    _, latest = restore_model(RunFolder(folder), "latest")
+    assert latest.step == 6 == from_pretrained(folder, step=6).metadata["iteration"]
+    for step, expected in ((None, best), ("latest", latest), ("6", latest), ("best", best)):
+        jax.tree.map(np.testing.assert_array_equal, from_pretrained(folder, step=step).params, expected.state)
 
 
 def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
@@ -168,7 +166,7 @@ def test_seeds_are_averaged(tmp_path):
 
 
 def test_generation_does_not_depend_on_the_batch(place):
-    loaded = load(place / "pretrained")
+    loaded = from_pretrained(place / "pretrained")
     model = (loaded.model, loaded.params, loaded.tokenizer)
     task = find(f"pairs:{place}", str(place))
     task = type(task)(task.name, task.source, task.layout, 32, 4, beams=2)
@@ -190,7 +188,7 @@ def test_the_loss_of_candidates_is_that_of_their_scores(place, multi):
     """Against the scores that evaluation gives, on single tokens and on answers beside each other."""
     words = {"0": " ba de fi", "1": " go"} if multi else TOPICS["verbalizer"]
     (task,) = tasks_of(config(place, {**TOPICS, "verbalizer": words, "path": str(place / "{split}.jsonl")}))
-    loaded = load(place / "pretrained")
+    loaded = from_pretrained(place / "pretrained")
     batch = _batch(task, loaded)
     objective = task_objective(loaded.model)
     total, sums = objective(loaded.params, batch)
@@ -203,7 +201,7 @@ def test_the_loss_of_candidates_is_that_of_their_scores(place, multi):
 
 
 def test_written_answers_are_smoothed_and_averaged_by_token(place):
-    loaded = load(place / "pretrained")
+    loaded = from_pretrained(place / "pretrained")
     task = find(f"pairs:{place}", str(place))
     task = type(task)(task.name, task.source, task.layout, 32, 4)
     batch = _batch(task, loaded)
@@ -223,7 +221,7 @@ def test_written_answers_are_smoothed_and_averaged_by_token(place):
 @pytest.mark.parametrize("kind", ["pairs", "blanks"])
 def test_examples_that_share_a_row_are_learned_as_if_each_had_its_own(place, kind):
     """Loss and gradients, of few full rows and of many that are mostly padding."""
-    loaded = load(place / "pretrained")
+    loaded = from_pretrained(place / "pretrained")
     task = find("blank:0.4" if kind == "blanks" else f"pairs:{place}", str(place))
     if kind == "pairs":
         task = dataclasses.replace(task, source_length=32, target_length=4)
@@ -268,7 +266,7 @@ def test_a_classifier_on_the_first_token(place, monkeypatch):
     folder = place / "classifier"
     summary = finetune(config(place, **changes), str(folder))
     assert summary["topics"]["examples"] == 10
-    head = load(folder).classifier
+    head = from_pretrained(folder).params["classifier"]
     assert head["output"]["kernel"].shape == (32, 2)
     assert not np.array_equal(head["output"]["bias"], np.zeros(2))
 
@@ -308,9 +306,9 @@ def test_patience_ends_a_run(place):
     folder = place / "patient"
     finetune(config_, str(folder))
     assert json.loads((folder / "result.json").read_text())["step"] == 2
-    before = load_run(folder).restored.checksum
+    before = from_pretrained(folder).checksum
     finetune(config_, str(folder))  # does not go on
-    assert load_run(folder).restored.checksum == before
+    assert from_pretrained(folder).checksum == before
 
 
 @pytest.mark.parametrize(

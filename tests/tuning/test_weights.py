@@ -10,7 +10,7 @@ import pytest
 from glm_jax.distributed import processes
 from glm_jax.evaluation.results import Options, Share
 from glm_jax.evaluation.run import evaluate_task
-from glm_jax.interop import load
+from glm_jax.interop import from_pretrained
 from glm_jax.tasks.task import find
 from glm_jax.training.metric_writer import read_metrics
 from glm_jax.tuning.run import finetune
@@ -23,7 +23,7 @@ from tests.tuning.test_run import TOPICS, config, place  # noqa: F401 (a fixture
 @pytest.mark.parametrize("name", ["topics", "blank:0.4", "pairs"])
 def test_shares_make_the_whole(place, name, monkeypatch):  # noqa: F811
     """Three processes, one after the other; the last hears what the others found."""
-    loaded = load(place / "pretrained")
+    loaded = from_pretrained(place / "pretrained")
     if name == "topics":
         task = find(str(_task_file(place)), str(place))
     else:

@@ -1,0 +1,83 @@
+"""Opening a run folder of glm_jax."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from glm_jax.config import model_config, upgrade
+from glm_jax.distributed import sharding
+from glm_jax.interop import extras, param_mapping, safetensors_file
+from glm_jax.interop.errors import FormatError
+from glm_jax.interop.load_report import LoadReport
+from glm_jax.interop.placement import replicate
+from glm_jax.interop.pretrained import Pretrained
+from glm_jax.interop.tensors import DTYPES
+from glm_jax.interop.tokenizer_check import check_tokenizer
+from glm_jax.model.transformer import GLM
+from glm_jax.tokenizers.base import Tokenizer
+from glm_jax.training.checkpoint import CheckpointError
+from glm_jax.training.workdir import RunFolder, restore_run
+
+EXTRAS_FILE = "extras.safetensors"  # soft prompt and classification head of an imported run
+
+
+def recognizes(folder: pathlib.Path) -> bool:
+    """Whether `folder` looks like a run folder."""
+    return (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()
+
+
+def open_run(
+    folder: pathlib.Path,
+    tokenizer: Tokenizer | None,
+    *,
+    step: int | str | None,
+    dtype: str | None,
+    param_dtype: str,
+    mesh: Mesh | None,
+    rules: sharding.Rules,
+) -> Pretrained:
+    """The model of a run; arguments as for `from_pretrained`.
+
+    Raises FormatError for a damaged folder or a tokenizer of another size, CheckpointError where there is no readable
+    checkpoint.
+    """
+    notes: list[str] = []
+    try:
+        settings = upgrade(json.loads((folder / "config.json").read_bytes().decode()))
+        section = {"size": None, **settings["model"]} | ({} if dtype is None else {"dtype": dtype})
+        imported = dict(settings.get("imported") or {})
+        config = model_config(section, tokenizer.vocab_size if tokenizer else 0)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{folder / 'config.json'} does not describe a model: {error}") from error
+    check_tokenizer(tokenizer, config, notes, exact=False)
+    try:
+        restored = restore_run(RunFolder(folder), settings, config, step, mesh, rules)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax raises many types for damaged folders
+        raise FormatError(f"the checkpoints in {folder} cannot be read: {type(error).__name__}: {error}") from error
+    params = dict(restored.state)
+    if param_dtype != "float32":
+        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
+    tensors: dict[str, Any] = {}
+    if (folder / EXTRAS_FILE).is_file():
+        tensors, _ = safetensors_file.read(folder / EXTRAS_FILE)
+        params |= replicate(extras.read(tensors, config.hidden_size), params)
+    rows = param_mapping.state_dict(config, params, DTYPES[param_dtype])
+    rows = {key: dataclasses.replace(tensor, file=restored.path) for key, tensor in rows.items()}
+    return Pretrained(
+        GLM(config),
+        params,
+        tokenizer,
+        path=str(folder),
+        step=restored.step,
+        config=settings,
+        dtype=imported.get("dtype") or "float32",
+        metadata=imported.get("metadata") or {"iteration": restored.step},
+        checksum=restored.checksum,
+        report=LoadReport(f"glm_jax run {folder}, step {restored.step}", rows | tensors, notes),
+    )
