@@ -46,14 +46,12 @@ def everywhere(model: GLM, corrupt_rows: Callable, *, vocabulary: bool) -> Objec
 
     def objective(params: Any, rows: Any, dropout_key: Any = None, score: bool = False):
         batch = corrupt_rows(rows)
-        inputs = batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths
-        options = {
-            "segment_ids": batch.segment_ids, "slots": batch.slots, "deterministic": dropout_key is None, "rngs": None,
-        }  # fmt: skip
+        inputs = batch.model_inputs() | {"target_index": None}
+        options = {"deterministic": dropout_key is None, "rngs": None}
         if dropout_key is not None:
             options["rngs"] = {"dropout": dropout_key}
         if vocabulary:
-            logits = model.apply({"params": params}, *inputs, **options)
+            logits = model.apply({"params": params}, **inputs, **options)
             row = jnp.arange(len(batch.tokens))[:, None]
             live = batch.target_weights > 0
             scattered = jnp.zeros(batch.tokens.shape, jnp.int32)
@@ -61,7 +59,7 @@ def everywhere(model: GLM, corrupt_rows: Callable, *, vocabulary: bool) -> Objec
             weights = scattered.astype(jnp.float32).at[row, batch.target_index].add(batch.target_weights)
             loss = (token_losses(logits, ids) * weights).sum()
         else:
-            hidden = model.apply({"params": params}, *inputs, method="hidden_states", **options)
+            hidden = model.apply({"params": params}, **inputs, head=False, **options)
             hidden = jnp.take_along_axis(hidden, batch.target_index[:, :, None], axis=1)
 
             def head(module, x):

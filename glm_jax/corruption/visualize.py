@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from glm_jax.corruption.config import OBJECTIVES
-from glm_jax.model.attention import visible
 from glm_jax.model.batch import Batch
+from glm_jax.model.visibility import visible
 
 
 def describe(batch: Batch, tokenizer, row: int = 0, max_visibility: int = 48) -> str:

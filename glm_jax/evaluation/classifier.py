@@ -70,8 +70,5 @@ def evaluate_classifier(
 
 @functools.partial(jax.jit, static_argnames="model")
 def _scores(params, batch, *, model):
-    hidden = model.apply(
-        {"params": params}, batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths,
-        method="hidden_states",
-    )  # fmt: skip
+    hidden = model.apply({"params": params}, **batch.model_inputs() | {"target_index": None}, head=False)
     return classifier_logits(params["classifier"], hidden, batch.prefix_lengths)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from glm_jax.evaluation.results import Options, Result, result_of
 from glm_jax.model.losses import token_losses
-from glm_jax.model.soft_prompt import soft_prompt
+from glm_jax.model.soft_prompt import soft_prompt_embeddings
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, collate
 from glm_jax.tasks.encoding import Encoded
@@ -131,23 +131,10 @@ def forward(
       prompt: the vectors of a soft prompt, for `batch.prompt_columns`.
       options: keyword arguments of `GLM.apply`.
     """
-
-    def apply():
-        return model.apply(
-            {"params": params},
-            batch.tokens,
-            batch.position_ids,
-            batch.block_position_ids,
-            batch.prefix_lengths,
-            target_index=batch.target_index,
-            segment_ids=batch.segment_ids,
-            **options,
-        )
-
-    if prompt is None:
-        return apply()
-    with soft_prompt(prompt, batch.prompt_columns):
-        return apply()
+    embeddings = None
+    if prompt is not None:
+        embeddings = soft_prompt_embeddings(model, params, batch.tokens, prompt, batch.prompt_columns)
+    return model.apply({"params": params}, **batch.model_inputs(), input_embeddings=embeddings, **options)
 
 
 def candidate_scores(

@@ -146,8 +146,7 @@ class RowLoss:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _losses(params, batch, *, model):
-    inputs = (batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths, batch.target_index)
-    logits = model.apply({"params": params}, *inputs)
+    logits = model.apply({"params": params}, **batch.model_inputs())
     missed = (logits.argmax(-1) != batch.target_ids) * batch.target_weights
     return (token_losses(logits, batch.target_ids) * batch.target_weights).sum(1), missed.sum(1) == 0
 

@@ -49,6 +49,18 @@ class Batch:
     segment_ids: Leaf = None
     slots: tuple[Slot, ...] | None = flax.struct.field(pytree_node=False, default=None)  # None: one example a row
 
+    def model_inputs(self) -> dict[str, Any]:
+        """The arguments of `GLM`: `model.apply({"params": params}, **batch.model_inputs())`."""
+        return {
+            "tokens": self.tokens,
+            "position_ids": self.position_ids,
+            "block_position_ids": self.block_position_ids,
+            "prefix_lengths": self.prefix_lengths,
+            "target_index": self.target_index,
+            "segment_ids": self.segment_ids,
+            "slots": self.slots,
+        }
+
     def target_objective(self) -> Leaf:
         """The objective of each target, int32 [B K]."""
         own = [jnp.broadcast_to(part.objective[:, None], part.target_ids.shape) for part in self.unpack()]

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from glm_jax.model.config import GLMConfig
-from glm_jax.model.transformer import init_params
+from glm_jax.model.transformer import GLM, init_params
 
 POOLS = ("cls", "start", "pad")
 
@@ -20,11 +19,11 @@ def classifier_logits(
     prefix_lengths: Int[Array, "B"],
     pool: str = "cls",
 ) -> Float[Array, "B _"]:
-    """Scores of each class, float32.
+    """The logits of the classes, float32.
 
     Args:
       params: {"pool", "output"}: {"kernel", "bias"}, [D D] and [D classes].
-      hidden: from `GLM.hidden_states`.
+      hidden: from `GLM` with head=False, at every position.
       prefix_lengths: where Part B starts.
       pool: the column to read: "cls" the first, "start" the first of Part B, "pad" the last of Part A.
 
@@ -37,9 +36,10 @@ def classifier_logits(
     return _linear(params["output"], jnp.tanh(_linear(params["pool"], pooled)))
 
 
-def with_classifier(classes: int, config: GLMConfig, key: Any) -> dict[str, Any]:
+def with_classifier(classes: int, model: GLM, key: Any) -> dict[str, Any]:
     """Fresh parameters of the model and, under "classifier", of a head for `classes`; boxed with their axes."""
-    params, width, key = init_params(config, key), config.hidden_size, jax.random.fold_in(key, 1)
+    params, config, key = init_params(model, key), model.config, jax.random.fold_in(key, 1)
+    width = config.hidden_size
 
     def linear(key, size):
         kernel = config.init_std * jax.random.normal(key, (width, size))

@@ -1,7 +1,7 @@
 """The plain layers of a Transformer, with logical axis names on their parameters: embedding, dense, layer norm.
 
-Parameters are float32; the compute dtype is a field. Activations are best [rows features]: on XLA's CPU backend dense
-layers on two axes run up to twice as fast, forward and backward, as on three, and elsewhere the reshape is free.
+Parameters are float32; the compute dtype is a field. Activations are [rows features]: XLA's CPU backend runs dense
+layers on two axes up to twice as fast as on three, and elsewhere the reshape is free.
 """
 
 import flax.linen as nn
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from glm_jax.model.ops import DENSE, _layer_norm, add_bias, linear
+from glm_jax.model.ops import DENSE, add_bias, layer_norm, linear
 
 
 class Embedding(nn.Module):
-    """A table [rows D]; an id behind its last row gives NaN, not that row."""
+    """A table [rows D]; an id outside the table gives NaN."""
 
     rows: int
     width: int
@@ -31,13 +31,13 @@ class Embedding(nn.Module):
         return jnp.take(self._table(), ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
     def attend(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
-        """Products of `hidden` with every row of the table: inputs in the compute dtype, sums in float32."""
+        """`hidden` times the transposed table: inputs in the dtype of `hidden`, result in float32."""
         table = self._table().astype(hidden.dtype)
         return linear(hidden, jnp.swapaxes(table, 0, 1), "float32")
 
     def _table(self):
-        # Whole rows, as activations have whole rows: without this the partitioner passes a lookup in a table that is
-        # split over "embed" through a fully replicated [B T D].
+        # Activations are not split along D. Without this constraint the partitioner turns a lookup in a table that is
+        # split over "embed" into a fully replicated [B T D].
         return nn.with_logical_constraint(self.embedding, (self.row_axis, None))
 
 
@@ -52,11 +52,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "R *inputs"], part: slice = slice(None)) -> Float[Array, "R *outputs"]:
-        """`part` computes that slice of the first output axis only."""
+        """`part` selects a slice of the first output axis to compute."""
         n = len(self.inputs)
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, self.inputs + self.outputs, jnp.float32)
-        # A kernel is split over fsdp along its inputs, which a bias does not have: its outputs have names of their own.
+        # A kernel is split over fsdp along its inputs. A bias has no inputs, so its axes have other names.
         axes = tuple(f"bias_{axis}" if axis in ("mlp", "head_dim") else axis for axis in self.axes[n:])
         zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
         bias = self.param("bias", zeros, self.outputs, jnp.float32)
@@ -77,4 +77,4 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",))
         bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
-        return _layer_norm(x, scale, bias, self.dtype)
+        return layer_norm(x, scale, bias, self.dtype)

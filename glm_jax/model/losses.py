@@ -1,10 +1,70 @@
-"""Token losses as weighted sums: the caller divides once, over all that it averages (batches, devices, steps)."""
+"""Losses of target tokens. `loss` is what to train on; the others take logits and return weighted sums.
+
+Weighted sums are divided once by the caller, over all that it averages (batches, devices, steps).
+"""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Int
+
+from glm_jax.model.batch import Batch
+from glm_jax.model.checks import check_label_smoothing
+from glm_jax.model.fused_cross_entropy import TargetLosses, fused_linear_cross_entropy
+from glm_jax.model.gradients import custom_vjp
+
+
+def loss(
+    model: nn.Module, params: Any, batch: Batch, *, dropout_key: Any = None, label_smoothing: float = 0.0
+) -> Float[Array, ""]:
+    """The mean cross entropy of the batch's targets in nats, weighted by `target_weights`; float32, to differentiate.
+
+    The head is fused with the cross entropy, so that the logits never exist at once: see `target_losses`. A batch
+    without targets has loss 0.
+
+    Args:
+      model: a `GLM`.
+      params: its parameters.
+      batch: from `corrupt`, or one example a row of your own.
+      dropout_key: a PRNG key; None: no dropout.
+      label_smoothing: see `token_losses`.
+
+    Raises:
+      ValueError: arrays whose shapes or dtypes do not belong together.
+    """
+    result = target_losses(model, params, batch, dropout_key=dropout_key, label_smoothing=label_smoothing)
+    count = jnp.sum(batch.target_weights.astype(jnp.float32))
+    return result.total / jnp.where(count == 0.0, 1.0, count)
+
+
+def target_losses(
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    *,
+    dropout_key: Any = None,
+    label_smoothing: float = 0.0,
+    score: bool = False,
+) -> TargetLosses:
+    """The loss of every target of the batch, and their sum; `score` also says which targets have the largest logit."""
+    hidden = model.apply(
+        {"params": params},
+        **batch.model_inputs(),
+        head=False,
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+    return fused_linear_cross_entropy(
+        hidden,
+        params["word_embeddings"]["embedding"],
+        batch.target_ids,
+        batch.target_weights,
+        label_smoothing=label_smoothing,
+        score=score,
+    )
 
 
 def token_losses(
@@ -19,13 +79,7 @@ def token_losses(
     return _token_losses(logits, target_ids, label_smoothing)
 
 
-def check_label_smoothing(label_smoothing: float) -> None:
-    """Raises ValueError for a value outside [0, 1)."""
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing {label_smoothing} must lie in [0, 1)")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(custom_vjp, nondiff_argnums=(2,))
 def _token_losses(logits, target_ids, label_smoothing):
     return _forward(logits, target_ids, label_smoothing)[0]
 
@@ -41,11 +95,11 @@ def _forward(logits, target_ids, label_smoothing):
 
 
 def _backward(label_smoothing, saved, d_losses):
-    # In one pass over the logits; probabilities are never kept.
+    # One pass over the logits; probabilities are never stored.
     logits, target_ids, log_normalizer = saved
     probabilities = jnp.exp(logits.astype(jnp.float32) - log_normalizer[..., None])
-    wanted = jnp.where(_is_target(logits, target_ids), 1.0 - label_smoothing, 0.0) + label_smoothing / logits.shape[-1]
-    return (d_losses[..., None] * (probabilities - wanted)).astype(logits.dtype), None
+    targets = jnp.where(_is_target(logits, target_ids), 1.0 - label_smoothing, 0.0) + label_smoothing / logits.shape[-1]
+    return (d_losses[..., None] * (probabilities - targets)).astype(logits.dtype), None
 
 
 _token_losses.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""The functions that layers are made of, with gradients written by hand."""
+"""The functions that layers are made of, with hand-written gradients (see glm_jax/model/gradients.py)."""
 
 import functools
 import math
@@ -9,14 +9,18 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-DENSE = "dense"  # what remat policies call the result of a Linear: they cannot see a product with its own gradient
+from glm_jax.model.gradients import custom_vjp
 
+DENSE = "dense"  # checkpoint name of a Linear's result: remat policies cannot see the matmul inside a custom_vjp
 
 LAYERNORM_EPSILON = 1e-5  # fixed in the original
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _layer_norm(x, scale, bias, dtype):
+@functools.partial(custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "R D"], scale: Float[Array, "D"], bias: Float[Array, "D"], dtype: str
+) -> Float[Array, "R D"]:
+    """Layer normalisation over the last axis, statistics in float32, result in `dtype`."""
     return _layer_norm_forward(x, scale, bias, dtype)[0]
 
 
@@ -35,19 +39,19 @@ def _layer_norm_backward(dtype, saved, d_out):
     d_out = d_out.astype(jnp.float32)
     d_scale, d_bias = jnp.sum(d_out * normed, axis=0), jnp.sum(d_out, axis=0)
     d_normed = d_out * scale[None]
-    along = jnp.mean(d_normed * normed, axis=-1, keepdims=True)
-    d_x = inverse * (d_normed - jnp.mean(d_normed, axis=-1, keepdims=True) - normed * along)
+    projection = jnp.mean(d_normed * normed, axis=-1, keepdims=True)
+    d_x = inverse * (d_normed - jnp.mean(d_normed, axis=-1, keepdims=True) - normed * projection)
     return d_x.astype(x.dtype), d_scale, d_bias
 
 
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(custom_vjp, nondiff_argnums=(1,))
 def gelu(x: Float[Array, "*shape"], kind: str) -> Float[Array, "*shape"]:
-    """x · P(normal < x) in the dtype of x, computed in float32 (Hendrycks and Gimpel 2016).
+    """GELU, x · Φ(x), in the dtype of x, computed in float32 (Hendrycks and Gimpel 2016).
 
-    `kind` "exact" takes the error function, "tanh" the approximation by it that the original trains with.
+    `kind` "exact" uses the error function, "tanh" the approximation that the original trains with.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide, kind)[0]).astype(x.dtype)
@@ -59,27 +63,27 @@ def _gelu_forward(x, kind):
 
 def _gelu_backward(kind, x, d_out):
     wide = x.astype(jnp.float32)
-    below, density = _normal_cdf(wide, kind)
-    return (((below + wide * density) * d_out.astype(jnp.float32)).astype(x.dtype),)
+    cdf, density = _normal_cdf(wide, kind)
+    return (((cdf + wide * density) * d_out.astype(jnp.float32)).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def _normal_cdf(x, kind):
-    """P(normal < x), as GELU `kind` has it, and its derivative."""
+    """Φ(x) as GELU `kind` defines it, and its derivative."""
     if kind == "exact":
         return 0.5 * jax.lax.erfc(-x * 0.5**0.5), jnp.exp(-0.5 * x * x) * (0.5 / math.pi) ** 0.5
     slope, cubic = (2.0 / math.pi) ** 0.5, 0.044715
-    turn = jnp.tanh(slope * x * (1.0 + cubic * x * x))
-    return 0.5 * (1.0 + turn), 0.5 * slope * (1.0 - turn * turn) * (1.0 + 3.0 * cubic * x * x)
+    tanh = jnp.tanh(slope * x * (1.0 + cubic * x * x))
+    return 0.5 * (1.0 + tanh), 0.5 * slope * (1.0 - tanh * tanh) * (1.0 + 3.0 * cubic * x * x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(custom_vjp, nondiff_argnums=(2,))
 def linear(x: Float[Array, "R ..."], kernel: Float[Array, "..."], dtype: str) -> Float[Array, "R ..."]:
-    """Contracts all axes of x but the first with the leading axes of `kernel`; the result comes in `dtype`.
+    """Contracts all axes of x but the first with the leading axes of `kernel`; the result has `dtype`.
 
-    Its gradients are the usual ones, but the kernel's is formed the way round that runs best.
+    The kernel's gradient is computed in the layout that runs fastest on the platform.
     """
     axes = tuple(range(1, x.ndim))
     return matmul(x, kernel, axes, tuple(a - 1 for a in axes), dtype)
@@ -96,7 +100,7 @@ def _linear_backward(dtype, saved, d_out):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-@jax.custom_vjp
+@custom_vjp
 def add_bias(x: Float[Array, "R ..."], bias: Float[Array, "..."]) -> Float[Array, "R ..."]:
     """x + bias in the dtype of x. The bias's gradient is summed in float32, whatever that dtype."""
     return x + bias.astype(x.dtype)[None]
@@ -107,7 +111,7 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(bias, d_out):
-    # The bias and two products read this gradient: on CPU XLA computes it for each of them anew, 4 % of a step.
+    # The bias and two matmuls read this gradient: on CPU XLA would compute it once for each of them, 4 % of a step.
     d_out = cpu_barrier(d_out)
     return d_out, jnp.sum(d_out, axis=0, dtype=jnp.float32).astype(bias.dtype)
 
@@ -116,7 +120,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def cpu_barrier(x: Any) -> Any:
-    """x, behind a barrier on CPU: XLA then computes it once and by itself, not inside each of its readers."""
+    """x, on CPU after an optimization barrier: XLA then computes it once, not inside each of its readers."""
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
@@ -126,15 +130,15 @@ def _gradients(x, kernel, d_out):
 
 
 def _gradients_on_cpu(x, kernel, d_out):
-    # On two axes: XLA would copy kernels of more for their products. (Over several devices this gathers heads that a
-    # mesh has split: fake devices only.)
+    # On two axes: XLA copies kernels of more axes before it multiplies. (Over several devices this gathers heads that
+    # the mesh has split; only tests with fake devices do that.)
     flat_x, flat_d_out = x.reshape(len(x), -1), d_out.reshape(len(d_out), -1)
     d_x = matmul(flat_d_out, kernel.reshape(flat_x.shape[1], -1), (1,), (1,), x.dtype)
     return d_x.reshape(x.shape), _matmul_tn_on_cpu(flat_x, flat_d_out, x.dtype).reshape(kernel.shape)
 
 
 def matmul_tn(x: Float[Array, "*batch R M"], y: Float[Array, "*batch R N"], dtype: Any) -> Float[Array, "*batch M N"]:
-    """xᵀ y in `dtype`, the way round that runs best."""
+    """xᵀ y in `dtype`, in the layout that runs fastest on the platform."""
     batch = tuple(range(x.ndim - 2))
     rows = (x.ndim - 2,)
     plain = functools.partial(matmul, x_axes=rows, y_axes=rows, dtype=dtype, batch=batch)
@@ -142,15 +146,17 @@ def matmul_tn(x: Float[Array, "*batch R M"], y: Float[Array, "*batch R N"], dtyp
 
 
 def _matmul_tn_on_cpu(x, y, dtype):
-    # XLA's fast products contract the last axis of their left factor, where that lies in memory as the last: others
-    # run at 0.8 of that in float32, and in bfloat16, which they convert, at 0.4. The narrow factor is the cheap one to
-    # turn. One barrier keeps XLA from computing it again in turned order, the other keeps further turns out of the
-    # product.
+    # XLA's fastest matmul contracts the last axis of its left operand, if that axis is contiguous. Other layouts run at
+    # 0.8 of its speed in float32 and at 0.4 in bfloat16. The narrower operand is the cheaper one to transpose. The
+    # first barrier keeps XLA from computing the operand again in transposed order, the second keeps later
+    # transpositions out of the matmul.
     if x.shape[-1] > y.shape[-1]:
         return jnp.swapaxes(_matmul_tn_on_cpu(y, x, dtype), -1, -2)
     last, batch = x.ndim - 1, tuple(range(x.ndim - 2))
-    turned = with_layout_constraint(jnp.swapaxes(jax.lax.optimization_barrier(x), -1, -2), Layout(tuple(range(x.ndim))))
-    return jax.lax.optimization_barrier(matmul(turned, y, (last,), (last - 1,), dtype, batch))
+    transposed = with_layout_constraint(
+        jnp.swapaxes(jax.lax.optimization_barrier(x), -1, -2), Layout(tuple(range(x.ndim)))
+    )
+    return jax.lax.optimization_barrier(matmul(transposed, y, (last,), (last - 1,), dtype, batch))
 
 
 def matmul(
@@ -161,11 +167,11 @@ def matmul(
     dtype: Any,
     batch: tuple[int, ...] = (),
 ) -> Float[Array, "..."]:
-    """Contracts `x_axes` of x with `y_axes` of y, for each place on their common axes `batch`; result in `dtype`."""
+    """Contracts `x_axes` of x with `y_axes` of y, batched over their common axes `batch`; the result has `dtype`."""
     axes = ((x_axes, y_axes), (batch, batch))
     return jax.lax.dot_general(x, y, axes, precision=precision(x), preferred_element_type=jnp.dtype(dtype))
 
 
 def precision(x: Any) -> jax.lax.Precision | None:
-    """The precision of products with x: accelerators round float32 inputs by default; who asks for float32 means it."""
+    """The matmul precision for x. Float32 inputs are never rounded, which accelerators do by default."""
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None

@@ -4,11 +4,11 @@ Parameters of a prompt of P vectors of width D:
   embedding [P D]
   lstm/layer_{0,1}/{forward,backward}/{input,hidden}/{kernel,bias}   two bidirectional layers of hidden width D
   mlp/{first,second}/{kernel,bias}                                   Linear, ReLU, Linear
-Which of them are there says how the vectors are made: the embedding as it is, through the MLP, or LSTM then MLP.
+The parameters that are present decide how the vectors are made: the embedding alone, through the MLP, or through LSTM
+and MLP.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -34,23 +34,23 @@ def prompt_vectors(params: Mapping[str, Any]) -> Float[Array, "P D"]:
     return vectors
 
 
-@contextlib.contextmanager
-def soft_prompt(vectors: Float[Array, "P D"], positions: Int[Array, "B P"]) -> Iterator[None]:
-    """Inside, a GLM reads `vectors` instead of the word embeddings at the columns `positions` of each row.
+def soft_prompt_embeddings(
+    model: nn.Module,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    vectors: Float[Array, "P D"],
+    positions: Int[Array, "B P"],
+) -> Float[Array, "B T D"]:
+    """The word embeddings of `tokens`, with `vectors` at the columns `positions` of each row.
 
-    with soft_prompt(prompt_vectors(prompt), positions):
-        logits = model.apply({"params": params}, tokens, …)
+    They are the `input_embeddings` of a `GLM`, in its compute dtype; a gradient reaches the vectors through them:
+
+    embeddings = soft_prompt_embeddings(model, params, batch.tokens, prompt_vectors(prompt), positions)
+    logits = model.apply({"params": params}, **batch.model_inputs(), input_embeddings=embeddings)
     """
-
-    def replace(call, args, kwargs, context):
-        embedded = call(*args, **kwargs)
-        if context.module.name != "word_embeddings" or context.method_name != "__call__":
-            return embedded
-        rows = jnp.arange(positions.shape[0])[:, None]
-        return embedded.at[rows, positions].set(vectors[None].astype(embedded.dtype))
-
-    with nn.intercept_methods(replace):
-        yield
+    embedded = model.apply({"params": params}, tokens, method="embed")
+    rows = jnp.arange(positions.shape[0])[:, None]
+    return embedded.at[rows, positions].set(vectors[None].astype(embedded.dtype))
 
 
 def _linear(params, x):
@@ -65,9 +65,9 @@ def _lstm(params, inputs):
     def step(state, gate):
         hidden, cell = state
         gate = gate + _linear(params["hidden"], hidden[None])[0]
-        take, keep, new, show = jnp.split(gate, 4)
-        cell = nn.sigmoid(keep) * cell + nn.sigmoid(take) * jnp.tanh(new)
-        hidden = nn.sigmoid(show) * jnp.tanh(cell)
+        input_gate, forget_gate, new, output_gate = jnp.split(gate, 4)
+        cell = nn.sigmoid(forget_gate) * cell + nn.sigmoid(input_gate) * jnp.tanh(new)
+        hidden = nn.sigmoid(output_gate) * jnp.tanh(cell)
         return (hidden, cell), hidden
 
     zeros = jnp.zeros(width, gates.dtype)

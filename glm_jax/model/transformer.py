@@ -1,13 +1,12 @@
-"""GLM as Linen modules (Du et al., ACL 2022, section 2; the original's GLMModel).
+"""GLM as a Linen module (Du et al., ACL 2022, section 2; the original's GLMModel).
 
-A pre-layer-norm Transformer with three embeddings summed at the entrance (token, position of the blank in Part A,
-position inside the blank), GLM's visibility rule in the attention (glm_jax/model/attention.py) and a head tied to the
-token embedding. Parameters are float32 and carry logical axis names; layers are stacked on axis 0.
-
-Between embedding and head, activations are [B·T D]: dense layers on two axes run up to twice as fast on XLA's CPU
-backend as on three, and the reshape is free elsewhere.
+A pre-layer-norm Transformer with three summed embeddings (token, position of the blank in Part A, position inside the
+blank), GLM's attention mask (glm_jax/model/visibility.py) and a head tied to the token embedding. Parameters are
+float32 and carry logical axis names; layers are stacked on axis 0. Training, scoring, prefill and cached decoding all
+run this one network.
 """
 
+import collections
 import dataclasses
 import functools
 from typing import Any
@@ -15,163 +14,72 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from flax.core import meta
+from flax.linen import module as linen_module
 from jaxtyping import Array, Float, Int
 
-from glm_jax.model.attention import KVCache, attention, cached_attention
-from glm_jax.model.batch import Slot, slot_slices
+from glm_jax.model.batch import Slot
+from glm_jax.model.cached_attention import KVCache, context_layout
+from glm_jax.model.checks import check_model_inputs
 from glm_jax.model.config import REMAT_POLICIES, GLMConfig
 from glm_jax.model.dropout import dropout
-from glm_jax.model.layers import Embedding, LayerNorm, Linear
-from glm_jax.model.ops import gelu
+from glm_jax.model.layers import Embedding, LayerNorm
+from glm_jax.model.ops import linear
+from glm_jax.model.transformer_layer import MLP, Attention, Layer, LayerInputs
 
 
-def _rows(x, index):
-    """Rows `index` [B K] of x, which holds B sequences as [B·T D] -> [B·K D]."""
-    x = x.reshape(index.shape[0], -1, x.shape[-1])
-    return jnp.take_along_axis(x, index[:, :, None], axis=1).reshape(-1, x.shape[-1])
+@struct.dataclass
+class Outputs:
+    """What `GLM` returns beside its result; None for what was not asked for."""
 
-
-class Attention(nn.Module):
-    """Multi-head attention under GLM's visibility rule, with a fused query-key-value projection."""
-
-    config: GLMConfig
-    deterministic: bool
-    slots: tuple[Slot, ...] | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "BT D"],
-        prefix_lengths: Int[Array, "B *P"],
-        query_index: Int[Array, "B K"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        answer_length: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "BK D"], tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]]:
-        """Attends from every position, or from the positions `query_index` only; also returns keys and values.
-
-        With a `cache`, x holds the newest token of each answer [B·W D], `prefix_lengths` are the lengths of the
-        contexts, and `answer_length` columns of the cached answers count.
-        """
-        config = self.config
-        batch, width = prefix_lengths.shape[0], config.hidden_size
-        heads = (config.num_heads, config.head_width)
-        project = Linear(
-            (width,), (3, *heads), ("embed", "qkv", "heads", "head_dim"), config.init_std, config.dtype,
-            name="query_key_value",
-        )  # fmt: skip
-        if query_index is None:
-            q, k, v = jnp.split(project(x), 3, axis=1)
-        else:
-            q = project(_rows(x, query_index), slice(0, 1))
-            k, v = jnp.split(project(x, slice(1, 3)), 2, axis=1)
-        q, k, v = (
-            nn.with_logical_constraint(a.reshape(batch, -1, *heads), ("batch", "sequence", "heads", "head_dim"))
-            for a in (q, k, v)
-        )
-        if cache is not None:
-            attended = cached_attention(q, k, v, cache, prefix_lengths, answer_length)
-        else:
-            attended = self._attend(q, k, v, prefix_lengths, query_index, segment_ids)
-        stddev = config.init_std / (2 * config.num_layers) ** 0.5
-        dense = Linear(heads, (width,), ("heads", "head_dim", "embed"), stddev, config.dtype, name="dense")
-        return dense(attended.reshape(-1, *heads)), (k, v)
-
-    def _attend(self, q, k, v, prefix_lengths, query_index, segment_ids):
-        """Each slot by itself."""
-        config = self.config
-        drop = config.attention_dropout > 0.0 and not self.deterministic
-        slots = self.slots or (Slot(k.shape[1], q.shape[1]),)
-        prefix_lengths = prefix_lengths.reshape(-1, len(slots))
-        attended = []
-        for number, (columns, targets) in enumerate(slot_slices(slots)):
-            attended.append(
-                attention(
-                    q[:, columns if query_index is None else targets],
-                    k[:, columns],
-                    v[:, columns],
-                    prefix_lengths[:, number],
-                    query_index=None if query_index is None else query_index[:, targets] - columns.start,
-                    segment_ids=None if segment_ids is None else segment_ids[:, columns],
-                    longest_prefix=slots[number].longest_prefix,
-                    backend=config.attention_backend,
-                    dropout_rate=config.attention_dropout,
-                    dropout_key=self.make_rng("dropout") if drop else None,
-                )
-            )
-        return attended[0] if len(slots) == 1 else jnp.concatenate(attended, axis=1)
-
-
-class MLP(nn.Module):
-    """The feed-forward block: width D -> 4 D -> D with GELU."""
-
-    config: GLMConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
-        """Position-wise."""
-        config = self.config
-        width, wide = config.hidden_size, config.ffn_width
-        x = Linear((width,), (wide,), ("embed", "mlp"), config.init_std, config.dtype, name="dense_h_to_4h")(x)
-        x = nn.with_logical_constraint(gelu(x, config.gelu), ("batch", "mlp"))
-        stddev = config.init_std / (2 * config.num_layers) ** 0.5
-        return Linear((wide,), (width,), ("mlp", "embed"), stddev, config.dtype, name="dense_4h_to_h")(x)
-
-
-class Layer(nn.Module):
-    """One pre-layer-norm Transformer layer."""
-
-    config: GLMConfig
-    deterministic: bool = True
-    slots: tuple[Slot, ...] | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "BT D"],
-        prefix_lengths: Int[Array, "B *P"],
-        query_index: Int[Array, "B K"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        answer_length: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "BK D"], tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]]:
-        """The layer's output at every position, or at the positions `query_index` only, and its keys and values."""
-        config = self.config
-        normed = LayerNorm(config.dtype, name="input_layernorm")(x)
-        attend = Attention(config, self.deterministic, self.slots, name="attention")
-        branch, keys_and_values = attend(normed, prefix_lengths, query_index, segment_ids, cache, answer_length)
-        x = (x if query_index is None else _rows(x, query_index)) + self._dropout(branch)
-        x = nn.with_logical_constraint(x, ("batch", None))
-        branch = MLP(config, name="mlp")(LayerNorm(config.dtype, name="post_attention_layernorm")(x))
-        return nn.with_logical_constraint(x + self._dropout(branch), ("batch", None)), keys_and_values
-
-    def _dropout(self, x):
-        rate = self.config.hidden_dropout
-        return x if self.deterministic or not rate else dropout(x, rate, self.make_rng("dropout"))
+    # Tuple of [B T D]: the sum of the embeddings, then the output of each layer, before the final layer norm. The last
+    # is [B K D] with `target_index`.
+    hidden_states: Any = None
+    attentions: Any = None  # tuple of float32 [B N T T] for each layer; the last is [B N K T] with `target_index`
+    # Keys and values of every layer, stacked or a tuple as the parameters are: of a context as `KVCache` holds them; of
+    # the newest tokens, with a cache, [B W N H].
+    keys_values: Any = None
 
 
 class GLM(nn.Module):
-    """The language model: `GLM(config).apply({"params": params}, tokens, ...)`."""
+    """The language model: `GLM(config).apply({"params": params}, **batch.model_inputs())`.
+
+    Attributes:
+      config: shape and numerics.
+      attention, mlp, layer: the classes that layers are made of, for variants: see docs/custom_layers.md.
+      absolute_positions: False leaves out both tables of positions, for attention that encodes positions by itself.
+    """
 
     config: GLMConfig
+    attention: type[nn.Module] = Attention
+    mlp: type[nn.Module] = MLP
+    layer: type[nn.Module] = Layer
+    absolute_positions: bool = True
 
     def setup(self):
         """Declares embeddings, stacked layers and the final layer norm."""
         config = self.config
         table = functools.partial(Embedding, width=config.hidden_size, stddev=config.init_std, dtype=config.dtype)
         self.word_embeddings = table(config.vocab_size, row_axis="vocab")
-        self.position_embeddings = table(config.num_positions, row_axis="positions")
-        if config.block_positions:
-            self.block_position_embeddings = table(config.num_positions, row_axis="positions")
-        self.layers = self.param("layers", self._init_layers)
+        if self.absolute_positions:
+            self.position_embeddings = table(config.num_positions, row_axis="positions")
+            if config.block_positions:
+                self.block_position_embeddings = table(config.num_positions, row_axis="positions")
+        layers = self.get_variable("params", "layers")
+        # Decoding may pass a tuple of the layers' parameters (see glm_jax/decoding/steps.py).
+        self.layers = layers if isinstance(layers, tuple) else self.param("layers", self._init_layers)
         self.final_layernorm = LayerNorm(config.dtype)
 
     def _init_layers(self, key):
-        config = self.config
-        x, prefix_lengths = jnp.zeros((1, config.hidden_size), config.dtype), jnp.zeros((1,), jnp.int32)
-        layer = Layer(dataclasses.replace(config, attention_backend="dense"), parent=None)  # cuDNN's knows no vmap
-        init = jax.vmap(lambda key: layer.init(key, x, prefix_lengths)["params"])
+        config = dataclasses.replace(self.config, attention_backend="dense")  # cuDNN's cannot be vmapped
+        x, ids, one = (
+            jnp.zeros((1, config.hidden_size), config.dtype),
+            jnp.zeros((1, 1), jnp.int32),
+            jnp.zeros(1, jnp.int32),
+        )
+        layer = self.layer(config, attention=self.attention, mlp=self.mlp, parent=None)
+        init = jax.vmap(lambda key: layer.init(key, x, LayerInputs(one, ids, ids))["params"])
         return meta.add_axis(init(jax.random.split(key, config.num_layers)), 0, {meta.PARTITION_NAME: "layers"})
 
     def __call__(
@@ -184,91 +92,173 @@ class GLM(nn.Module):
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         slots: tuple[Slot, ...] | None = None,
+        input_embeddings: Float[Array, "B T D"] | None = None,
+        prefix: tuple[Float[Array, "Y _ P N H"], Float[Array, "Y _ P N H"]] | None = None,
+        cache: KVCache | None = None,
         deterministic: bool = True,
-    ) -> Float[Array, "B _ V"]:
+        head: bool = True,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_keys_values: bool = False,
+    ) -> Float[Array, "B _ _"] | tuple[Float[Array, "B _ _"], Outputs]:
         """Float32 logits at every position [B T V], or at the positions `target_index` only [B K V].
 
         With `target_index` the other positions neither meet the vocabulary nor pass the last layer beyond its keys and
-        values. `segment_ids` are for several texts in a row, or several answers to one: a token sees those of its own
-        segment, and of segment 0. `slots` says how wide the examples are that stand side by side in a row, blind to
-        each other; `prefix_lengths` are [B P] then. `deterministic=False` needs rngs={"dropout": key} unless both rates
-        are 0. See `check_lengths` for positions outside the tables.
+        values. See `check_batch` for values, such as positions outside the tables, which give NaN here.
+
+        Args:
+          tokens: the row: Part A, then Part B, then padding.
+          position_ids: positions in Part A, of the token or of its blank.
+          block_position_ids: positions inside a blank, 0 in Part A.
+          prefix_lengths: the length of Part A; [B P] with P slots.
+          target_index: the positions whose output is asked for.
+          segment_ids: separate several texts in a row, or several answers to one text: a token sees its own segment,
+            and segment 0.
+          slots: the static parts of packed rows, invisible to each other (`pack_objectives`).
+          input_embeddings: take the place of the word embeddings of `tokens`, whose values are then not read (soft
+            prompts, glm_jax/model/soft_prompt.py).
+          prefix: trained keys and values of every layer, visible to every position (P-tuning v2): two arrays
+            [layers, B or 1, P, heads, head width]. Position ids do not count them.
+          cache: of all layers, for decoding: the row is the newest token of each of W answers, T = W, and
+            `prefix_lengths` are the lengths of the contexts.
+          deterministic: False applies dropout and needs rngs={"dropout": key}, unless both rates are 0.
+          head: False returns what the head reads, after the final layer norm, [B _ D] in the compute dtype.
+          output_hidden_states, output_attentions, output_keys_values: also return these, see `Outputs`. Attention
+            probabilities need the dense backend.
+
+        Returns:
+          The logits, or with one of the `output_` arguments (logits, Outputs).
+
+        Raises:
+          ValueError: arguments whose shapes or dtypes do not belong together, or that exclude each other.
         """
-        hidden = self.hidden_states(
-            tokens,
-            position_ids,
-            block_position_ids,
-            prefix_lengths,
-            target_index,
-            segment_ids=segment_ids,
-            slots=slots,
-            deterministic=deterministic,
-        )
-        logits = self.word_embeddings.attend(hidden.reshape(-1, self.config.hidden_size))
-        logits = logits.reshape(*hidden.shape[:2], -1)
-        return nn.with_logical_constraint(logits, ("batch", "targets", "vocab"))
-
-    def hidden_states(
-        self,
-        tokens: Int[Array, "B T"],
-        position_ids: Int[Array, "B T"],
-        block_position_ids: Int[Array, "B T"],
-        prefix_lengths: Int[Array, "B *P"],
-        target_index: Int[Array, "B K"] | None = None,
-        *,
-        segment_ids: Int[Array, "B T"] | None = None,
-        slots: tuple[Slot, ...] | None = None,
-        deterministic: bool = True,
-    ) -> Float[Array, "B _ D"]:
-        """What the head reads, after the final layer norm; arguments as for the logits."""
         config = self.config
-        if slots and sum(slot.columns for slot in slots) != tokens.shape[1]:
-            raise ValueError(f"the columns of {slots} must add up to those of a row, {tokens.shape[1]}")
-        x = self.word_embeddings(tokens) + self.position_embeddings(position_ids)
-        if config.block_positions:
-            x = x + self.block_position_embeddings(block_position_ids)
-        x = nn.with_logical_constraint(x.reshape(-1, config.hidden_size), ("batch", None))
-
-        keys = None
+        check_model_inputs(
+            config, tokens, position_ids, block_position_ids, prefix_lengths, target_index, segment_ids, slots,
+            input_embeddings, prefix,
+        )  # fmt: skip
+        if output_attentions and slots and len(slots) > 1:
+            raise ValueError(f"output_attentions needs one example a row, not {len(slots)} slots: unpack the batch")
+        if output_keys_values and target_index is not None:
+            raise ValueError("output_keys_values returns those of every position: leave out target_index")
+        x = self._embed(tokens, position_ids, block_position_ids, input_embeddings)
+        dropout_keys = None
         if not deterministic and (config.hidden_dropout or config.attention_dropout):
-            key, *keys = jax.random.split(self.make_rng("dropout"), config.num_layers + 1)
-            keys = jnp.stack(keys)
+            key, *dropout_keys = jax.random.split(self.make_rng("dropout"), config.num_layers + 1)
+            dropout_keys = jnp.stack(dropout_keys)
             x = dropout(x, config.hidden_dropout, key)
-        x = apply_layers(config, self.layers, x, prefix_lengths, target_index, keys, segment_ids, slots)
-        return self.final_layernorm(x).reshape(tokens.shape[0], -1, config.hidden_size)
+        inputs = LayerInputs(
+            prefix_lengths, position_ids, block_position_ids, segment_ids=segment_ids, slots=slots,
+            output_attentions=output_attentions,
+        )  # fmt: skip
+        names = {"hidden_states": output_hidden_states, "keys_values": output_keys_values}
+        names = {name for name, asked in (names | {"attentions": output_attentions}).items() if asked}
+        first, (x, outputs) = x, self._run_layers(x, inputs, target_index, dropout_keys, prefix, cache, names)
+        result = self.final_layernorm(x)
+        width = config.hidden_size
+        if head:
+            result, width = self._head(result), config.vocab_size
+        result = result.reshape(tokens.shape[0], -1, width)
+        if head and cache is None:
+            result = nn.with_logical_constraint(result, ("batch", "targets", "vocab"))
+        if not names:
+            return result
+        if output_hidden_states:
+            states = (first, *outputs["hidden_states"])
+            outputs["hidden_states"] = tuple(a.reshape(tokens.shape[0], -1, config.hidden_size) for a in states)
+        return result, Outputs(**outputs)
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The word embeddings of `tokens` in the compute dtype, from which `input_embeddings` can be made."""
+        return self.word_embeddings(tokens)
+
+    def _embed(self, tokens, position_ids, block_position_ids, input_embeddings):
+        config = self.config
+        x = self.word_embeddings(tokens) if input_embeddings is None else input_embeddings.astype(config.dtype)
+        if self.absolute_positions:
+            x = x + self.position_embeddings(position_ids)
+            if config.block_positions:
+                x = x + self.block_position_embeddings(block_position_ids)
+        return nn.with_logical_constraint(x.reshape(-1, config.hidden_size), ("batch", None))
+
+    def _head(self, x):
+        transposed = self.get_variable("params", "head")  # see glm_jax/decoding/steps.py
+        if transposed is not None and len(x) > 1:
+            return linear(x, transposed, "float32")
+        return self.word_embeddings.attend(x)
+
+    def _run_layers(self, x, inputs, target_index, dropout_keys, prefix, cache, names):
+        """x after all layers, the last one only at `target_index` if given; and a dict of the outputs `names`."""
+        config = self.config
+        # Modules in a layer sow into a collection of their own, which is stacked as the layers are.
+        capture = self.is_mutable_collection("intermediates")
+        options = {"mutable": ["intermediates"], "capture_intermediates": _capture_filter()} if capture else {}
+
+        def step(x, parts, query_index=None):
+            params, key, prefix, layer_cache = parts
+            if layer_cache is not None:
+                layer_cache = layer_cache.replace(answer_length=cache.answer_length)
+            layer_inputs = inputs.replace(query_index=query_index, prefix=prefix, cache=layer_cache)
+            # Applied to its parameters, owned by no module.
+            layer = self.layer(config, key is None, attention=self.attention, mlp=self.mlp, parent=None)
+            rngs = None if key is None else {"dropout": key}
+            result = layer.apply({"params": params}, x, layer_inputs, rngs=rngs, **options)
+            (x, outputs), variables = result if capture else (result, {})
+            collected = {"hidden_states": x, "attentions": outputs.attentions}
+            if "keys_values" in names:
+                pair = outputs.keys, outputs.values
+                collected["keys_values"] = context_layout(*pair) if cache is None else pair
+            collected = {name: collected[name] for name in names}
+            return x, collected | ({"intermediates": variables.get("intermediates", {})} if capture else {})
+
+        if config.remat != "none":
+            # A scan's body cannot be merged with anything across the barrier, so it needs no protection from CSE.
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+        trained = None if prefix is None else list(prefix)
+        parts = [self.layers, dropout_keys, trained, None if cache is None else cache.replace(answer_length=None)]
+        count = config.num_layers - (target_index is not None)
+        if isinstance(self.layers, tuple):
+            layers = [_layer_of(parts, i) for i in range(config.num_layers)]
+            x, collected = _loop(step, x, layers[:count])
+            last = layers[count:]
+        else:
+            first, last = _split(parts, [count])
+            if config.scan_layers:
+                x, collected = jax.lax.scan(step, x, first)
+            else:
+                each = _split(first, list(range(1, count)))[:count]
+                x, collected = _loop(step, x, [_layer_of(layer, 0) for layer in each])
+            last = [_layer_of(last, 0)] if target_index is not None else []
+        outputs = {name: collected[name] if name == "keys_values" else tuple(collected[name]) for name in names}
+        if capture:
+            self.put_variable("intermediates", "layers", collected["intermediates"])
+        if last:
+            x, collected = step(x, last[0], target_index)
+            outputs = {name: (*outputs[name], collected[name]) for name in names}
+            if capture:
+                self.put_variable("intermediates", "last_layer", collected["intermediates"])
+        return x, outputs
 
 
-def apply_layers(
-    config: GLMConfig,
-    layers: Any,
-    x: Float[Array, "BT D"],
-    prefix_lengths: Int[Array, "B *P"],
-    target_index: Int[Array, "B K"] | None = None,
-    dropout_keys: Any | None = None,
-    segment_ids: Int[Array, "B T"] | None = None,
-    slots: tuple[Slot, ...] | None = None,
-) -> Float[Array, "BK D"]:
-    """Runs the stacked parameters `layers` over x; the last layer only at `target_index` where that is given."""
+def _loop(step, x, layers):
+    """As `jax.lax.scan`, but traces each layer; outputs of all layers are tuples, and intermediates are stacked."""
+    collected = []
+    for parts in layers:
+        x, outputs = step(x, parts)
+        collected.append(outputs)
+    if not collected:
+        return x, collections.defaultdict(tuple)
+    merged = {name: [outputs[name] for outputs in collected] for name in collected[0]}
+    if "intermediates" in merged:
+        merged["intermediates"] = jax.tree.map(lambda *a: jnp.stack(a), *merged["intermediates"])
+    if "keys_values" in merged:
+        merged["keys_values"] = tuple(zip(*merged["keys_values"], strict=True))
+    return x, merged
 
-    def step(x, params_and_key, query_index=None):
-        params, key = params_and_key
-        layer = Layer(config, key is None, slots, parent=None)  # applied to its parameters, owned by none
-        rngs = None if key is None else {"dropout": key}
-        return layer.apply({"params": params}, x, prefix_lengths, query_index, segment_ids, rngs=rngs)[0]
 
-    if config.remat != "none":
-        # Inside a scan nothing can be merged across the barrier, so XLA need not be kept from trying.
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
-    count = config.num_layers - (target_index is not None)
-    first, rest = _split((layers, dropout_keys), [count])
-    if config.scan_layers:
-        x, _ = jax.lax.scan(lambda x, layer: (step(x, layer), None), x, first)
-    else:
-        for layer in _split(first, list(range(1, count)))[:count]:
-            x = step(x, jax.tree.map(lambda a: a[0], layer))
-    if target_index is not None:
-        x = step(x, jax.tree.map(lambda a: a[0], rest), target_index)
-    return x
+def _layer_of(tree, i):
+    """The parts of layer i, from arrays that are stacked on axis 0 or tuples of one part a layer."""
+    return jax.tree.map(lambda part: part[i], tree, is_leaf=lambda part: isinstance(part, tuple))
 
 
 def _split(tree, boundaries):
@@ -277,18 +267,26 @@ def _split(tree, boundaries):
     return [structure.unflatten(parts) for parts in zip(*(jnp.split(a, boundaries) for a in leaves), strict=True)]
 
 
-def init_params(config: GLMConfig, key: Any) -> Any:
+def _capture_filter():
+    """The `capture_intermediates` of the apply that is running; Linen has no public name for it."""
+    stack = linen_module._context.capture_stack
+    return stack[-1] if stack else False
+
+
+def init_params(model: GLM | GLMConfig, key: Any) -> Any:
     """Fresh parameters, boxed with their logical axis names (`flax.linen.get_partition_spec`, `flax.linen.unbox`).
 
     Embeddings and kernels from N(0, init_std²), projections into the residual stream from
-    N(0, init_std² / (2 · num_layers)), biases 0, layer norm scales 1, as in the original.
+    N(0, init_std² / (2 · num_layers)), biases 0, layer norm scales 1, as in the original. A config stands for
+    `GLM(config)`.
     """
+    model = GLM(model) if isinstance(model, GLMConfig) else model
+    config = dataclasses.replace(model.config, attention_backend="dense")  # no kernel is needed for the shapes
     ids = jnp.zeros((1, 1), jnp.int32)
-    config = dataclasses.replace(config, attention_backend="dense")  # nothing is attended to
-    return GLM(config).init(key, ids, ids, ids, jnp.zeros((1,), jnp.int32))["params"]
+    return model.clone(config=config).init(key, ids, ids, ids, jnp.zeros((1,), jnp.int32))["params"]
 
 
-def parameter_count(config: GLMConfig) -> int:
+def parameter_count(model: GLM | GLMConfig) -> int:
     """Number of parameters, from shapes alone."""
-    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -17,7 +17,7 @@ from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import make_mesh
 from glm_jax.model.attention import check_backend
 from glm_jax.model.batch import Batch
-from glm_jax.model.config import GLMConfig, check_lengths
+from glm_jax.model.config import check_lengths
 from glm_jax.model.transformer import GLM, init_params, parameter_count
 from glm_jax.tokenizers.special import SpecialTokens
 from glm_jax.training import durations, optimizer
@@ -237,7 +237,7 @@ def make_setup_for(
     schedule: StepSchedule,
     mesh: Mesh,
     rules: sharding.Rules,
-    parameters: Callable[[GLMConfig, Any], Any] = init_params,
+    parameters: Callable[[GLM, Any], Any] = init_params,
     together: int = 1,
 ) -> TrainingSetup:
     """The functions of a run that minimises `objective`: those that evaluate are None.
@@ -253,7 +253,7 @@ def make_setup_for(
     )
     with _active(mesh, rules):
         key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: a planned mesh cannot hold it
-        names = jax.eval_shape(lambda key: parameters(model.config, key), key)
+        names = jax.eval_shape(lambda key: parameters(model, key), key)
         tx = optimizer.make_optimizer(names, rate, **config.optimizer.to_dict())
         boxed = jax.eval_shape(functools.partial(init_state, model, tx, parameters=parameters), key)
     shardings = sharding.state_shardings(boxed, mesh, rules)

@@ -15,8 +15,7 @@ import optax
 from glm_jax.corruption.config import OBJECTIVES, CorruptionConfig
 from glm_jax.corruption.corrupt import corrupt
 from glm_jax.model.batch import Batch
-from glm_jax.model.config import GLMConfig
-from glm_jax.model.fused_cross_entropy import fused_linear_cross_entropy
+from glm_jax.model.losses import target_losses
 from glm_jax.model.transformer import GLM, init_params
 from glm_jax.tokenizers.special import SpecialTokens
 from glm_jax.training import optimizer
@@ -60,10 +59,10 @@ def init_state(
     model: GLM,
     tx: optax.GradientTransformation,
     key: Leaf,
-    parameters: Callable[[GLMConfig, Leaf], Leaf] = init_params,
+    parameters: Callable[[GLM, Leaf], Leaf] = init_params,
 ) -> TrainState:
     """A fresh state whose parameters carry logical axes; trace it (`jax.eval_shape`, `jax.jit`) to shard it."""
-    params = parameters(model.config, key)
+    params = parameters(model, key)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
@@ -86,23 +85,8 @@ def apply_loss(
 
     `score` also counts correct targets, which costs a pass over the logits.
     """
-    hidden = model.apply(
-        {"params": params},
-        batch.tokens,
-        batch.position_ids,
-        batch.block_position_ids,
-        batch.prefix_lengths,
-        batch.target_index,
-        segment_ids=batch.segment_ids,
-        slots=batch.slots,
-        deterministic=dropout_key is None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
-        method="hidden_states",
-    )
+    result = target_losses(model, params, batch, dropout_key=dropout_key, score=score)
     weights = batch.target_weights
-    found = fused_linear_cross_entropy(
-        hidden, params["word_embeddings"]["embedding"], batch.target_ids, weights, score=score
-    )
     # Text or end token, for each objective: six kinds of targets.
     kind = batch.target_objective() * 2 + (batch.target_source >= rows.tokens.shape[1])
     kinds = kind[None] == jnp.arange(2 * len(OBJECTIVES))[:, None, None]
@@ -111,12 +95,12 @@ def apply_loss(
         return jnp.where(kinds, values[None], 0).sum((1, 2)).reshape(-1, 2)
 
     sums = Sums(
-        loss=by_kind(found.losses),
+        loss=by_kind(result.losses),
         weight=by_kind(weights),
-        correct=jnp.sum(found.correct * weights) if score else jnp.zeros(()),
+        correct=jnp.sum(result.correct * weights) if score else jnp.zeros(()),
         raw_tokens=rows.lengths.sum().astype(jnp.float32),
     )
-    return found.total, jax.lax.stop_gradient(sums)
+    return result.total, jax.lax.stop_gradient(sums)
 
 
 def blank_infilling(model: GLM, corrupt_rows: Callable[[TokenRows], Batch]) -> Objective:

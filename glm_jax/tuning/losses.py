@@ -49,13 +49,12 @@ def task_objective(
         each, weight = jnp.zeros(labels.shape), is_choice.astype(jnp.float32)
         if head == "classifier":
             hidden = model.apply(
-                {"params": params}, batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths,
-                method="hidden_states", **options,
-            )  # fmt: skip
+                {"params": params}, **batch.model_inputs() | {"target_index": None}, head=False, **options
+            )
             scores = classifier_logits(params["classifier"], hidden, batch.prefix_lengths)
             each = _per_row(scores, labels, batch.candidate_mask, "cross_entropy")
         elif writes:
-            hidden = forward(model, params, batch, method="hidden_states", **options)
+            hidden = forward(model, params, batch, head=False, **options)
             written = fused_linear_cross_entropy(
                 hidden, params["word_embeddings"]["embedding"], batch.target_ids, batch.target_weights,
                 label_smoothing=label_smoothing,

@@ -11,8 +11,8 @@ from glm_jax.corruption import subsequences
 from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.corruption.corrupt import corrupt
 from glm_jax.corruption.spans import UNUSED
-from glm_jax.model.attention import visible
 from glm_jax.model.transformer import init_params
+from glm_jax.model.visibility import visible
 from glm_jax.training.flops import visible_pairs
 from tests.corruption.test_corrupt import SENTENCE_END, SPECIAL
 

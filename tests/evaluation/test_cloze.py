@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from glm_jax.evaluation.cloze import candidate_logprobs, candidate_scores, cloze_loss, forward
-from glm_jax.model.attention import attention, visible
+from glm_jax.model.attention import attention
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.losses import token_losses
 from glm_jax.model.transformer import GLM
+from glm_jax.model.visibility import visible
 from glm_jax.tasks.batch import collate
 from glm_jax.tasks.encoding import encode_candidates, encode_example
 from glm_jax.tasks.errors import TaskError
@@ -96,8 +97,7 @@ def on_device(rows):
 
 @functools.partial(jax.jit, static_argnums=0)
 def losses(model, params, batch):
-    inputs = (batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths, batch.target_index)
-    logits = model.apply({"params": params}, *inputs)
+    logits = model.apply({"params": params}, **batch.model_inputs())
     return (token_losses(logits, batch.target_ids) * batch.target_weights).sum(1)
 
 

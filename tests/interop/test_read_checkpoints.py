@@ -36,9 +36,9 @@ def arrays(name):
         return dict(file)
 
 
-def forward(loaded, data):
+def forward(loaded, data, **options):
     tokens, positions, sep = (jnp.asarray(data[key], jnp.int32) for key in ("input_ids", "position_ids", "sep"))
-    return loaded.model.apply({"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep)
+    return loaded.model.apply({"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep, **options)
 
 
 def assert_same(params, expected):
@@ -162,8 +162,9 @@ def test_soft_prompts(tmp_path, kind, fidelity):
     loaded = interop.from_pretrained(tmp_path, num_heads=4)
     vectors = soft_prompt.prompt_vectors(loaded.params["prompt"])
     fidelity.close(f"prompt_{kind}.npz", "vectors of the prompt", vectors, data["prompt_embeds"][0], 1e-5)
-    with soft_prompt.soft_prompt(vectors, jnp.asarray(data["prompt_pos"], jnp.int32)):
-        logits = forward(loaded, data)
+    tokens, positions = (jnp.asarray(data[key], jnp.int32) for key in ("input_ids", "prompt_pos"))
+    embeddings = soft_prompt.soft_prompt_embeddings(loaded.model, loaded.params, tokens, vectors, positions)
+    logits = forward(loaded, data, input_embeddings=embeddings)
     fidelity.close(f"prompt_{kind}.npz", "logits", logits, data["logits"], 1e-5)
     assert np.abs(forward(loaded, data) - data["logits"]).max() > 1e-2  # without the prompt
 
@@ -181,10 +182,15 @@ def test_classification_head(tmp_path, pool, fidelity):
     write_shard(tmp_path, seqcls_state(names))
     loaded = interop.from_pretrained(tmp_path, num_heads=4)
     tokens, positions, sep = (jnp.asarray(data[key], jnp.int32) for key in ("input_ids", "position_ids", "sep"))
+<<<<<<< HEAD
     hidden = loaded.model.apply(
         {"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep, method=GLM.hidden_states
     )
     scores = classifier_head.classifier_logits(loaded.params["classifier"], hidden, sep, pool)
+=======
+    hidden = loaded.model.apply({"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep, head=False)
+    scores = classifier_head.classifier_logits(loaded.classifier, hidden, sep, pool)
+>>>>>>> 2f2a979 (One network: decoding, scoring and training run glm_jax/model/transformer.py; soft prompts, trained prefixes and the cache are arguments)
     fidelity.close(f"seqcls_{pool}.npz", "scores of the classes", scores, data["logits"], 1e-5)
     assert "classifier" not in loaded.model_params
 

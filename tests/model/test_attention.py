@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glm_jax.model.attention import PORTABLE, attention, visible
+from glm_jax.model.attention import PORTABLE, attention
 from glm_jax.model.dropout import keep_mask, mask_seeds
+from glm_jax.model.visibility import visible
 
 B, T, N, H = 4, 9, 2, 8
 PREFIXES = jnp.array([0, 3, 9, 1], jnp.int32)
@@ -41,7 +42,7 @@ def test_visible_is_the_rule_of_the_original():
         np.testing.assert_array_equal(seen, expected)
 
 
-@pytest.mark.parametrize("backend", PORTABLE)  # cudnn: below; flash: test_flash.py; splash: test_splash.py
+@pytest.mark.parametrize("backend", PORTABLE)  # cudnn: below; flash: test_flash_gpu.py; splash: test_splash_tpu.py
 def test_backend_obeys_the_rule(qkv, backend):
     q, k, v = qkv
     positions = np.tile(np.arange(T), (B, 1))
@@ -49,7 +50,7 @@ def test_backend_obeys_the_rule(qkv, backend):
     np.testing.assert_allclose(out, written_out(q, k, v, PREFIXES, positions), atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", PORTABLE)  # cudnn: below; flash: test_flash.py; splash: test_splash.py
+@pytest.mark.parametrize("backend", PORTABLE)  # cudnn: below; flash: test_flash_gpu.py; splash: test_splash_tpu.py
 def test_gradients_are_those_of_the_definition(qkv, backend):
     direction = np.random.default_rng(1).normal(size=(B, T, N, H)).astype(np.float32)
 
@@ -138,7 +139,7 @@ def test_gradients_are_those_of_the_plain_formula(qkv, rate):
 @pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
 def test_a_known_longest_prefix_changes_nothing_but_the_work(qkv, backend, segments, monkeypatch):
-    monkeypatch.setattr("glm_jax.model.attention._FEWEST_KEYS_TO_SPLIT", 2)
+    monkeypatch.setattr("glm_jax.model.dense_attention._MIN_KEYS_TO_SPLIT", 2)
     prefixes = jnp.array([0, 3, 6, 1], jnp.int32)
     ids = jnp.asarray(np.sort(np.random.default_rng(0).integers(0, 3, (B, T))), jnp.int32) if segments else None
 
@@ -157,7 +158,7 @@ def test_a_known_longest_prefix_changes_nothing_but_the_work(qkv, backend, segme
 
 
 def test_a_known_longest_prefix_drops_both_parts_independently(qkv, monkeypatch):
-    monkeypatch.setattr("glm_jax.model.attention._FEWEST_KEYS_TO_SPLIT", 2)
+    monkeypatch.setattr("glm_jax.model.dense_attention._MIN_KEYS_TO_SPLIT", 2)
     q, k, _ = qkv
     each_key = jnp.broadcast_to(jnp.eye(T, H)[None, :, None], (B, T, N, H))  # the result shows which keys were kept
     kept = attention(
@@ -179,7 +180,7 @@ def test_a_known_longest_prefix_drops_both_parts_independently(qkv, monkeypatch)
     ],
 )
 def test_auto_goes_by_the_chip(monkeypatch, kind, keys, dense):
-    for module in ("sharding", "attention"):
+    for module in ("distributed.sharding", "model.attention"):
         monkeypatch.setattr(f"glm_jax.{module}.traced_device", lambda: types.SimpleNamespace(device_kind=kind))
     x = jax.ShapeDtypeStruct((1, keys, 2, 8), jnp.float32)
     scores = str(jax.make_jaxpr(lambda q: attention(q, q, q, jnp.ones(1, jnp.int32)))(x))
@@ -200,7 +201,7 @@ def test_errors_name_the_way_out(qkv):
 def test_chunks_of_any_size_give_dense_attention(qkv, query_block, monkeypatch):
     """Also with queries at some positions only, as the last layer asks."""
     q, k, v = qkv
-    monkeypatch.setattr("glm_jax.model.attention._QUERY_BLOCK", query_block)
+    monkeypatch.setattr("glm_jax.model.dense_attention._QUERY_BLOCK", query_block)
     index = jnp.array([[0, 8, 3], [2, 2, 7], [1, 4, 6], [5, 0, 8]], jnp.int32)
     chosen = jnp.take_along_axis(q, index[:, :, None, None], axis=1)
     for queries, where in ((q, None), (chosen, index)):

@@ -17,7 +17,8 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import make_mesh
 from glm_jax.model import flash_gpu
-from glm_jax.model.attention import attention, dense_attention, visible
+from glm_jax.model.attention import attention
+from glm_jax.model.dense_attention import dense_attention
 from glm_jax.model.flash_gpu import flash_attention
 
 INTERPRET = InterpretGPUParams()

@@ -13,6 +13,7 @@ from glm_jax.model import fused_cross_entropy
 from glm_jax.model.fused_cross_entropy import fused_linear_cross_entropy
 from glm_jax.model.losses import accuracy, cross_entropy
 from tests.helpers.compiler_flags import fake_devices
+from tests.helpers.paths import ROOT
 
 ROWS, SLOTS, WIDTH, WORDS = 4, 20, 16, 96
 
@@ -39,7 +40,7 @@ def gradients(found):
 @pytest.mark.parametrize("part", [7, 16, 1000])
 def test_equals_the_loss_of_the_logits(part, smoothing, monkeypatch):
     """34 of 80 slots are used: five parts of 7 run, or three of 12, each with slots left; 1,000 take all at once."""
-    monkeypatch.setattr(fused_cross_entropy, "_FEW_TARGETS", part)
+    monkeypatch.setattr(fused_cross_entropy, "_SMALL_CHUNK", part)
     hidden, table, ids, weights = inputs()
 
     def fused(hidden, table):
@@ -55,7 +56,7 @@ def test_equals_the_loss_of_the_logits(part, smoothing, monkeypatch):
 
 @pytest.mark.parametrize("part", [16, 1000])
 def test_scores(part, monkeypatch):
-    monkeypatch.setattr(fused_cross_entropy, "_FEW_TARGETS", part)
+    monkeypatch.setattr(fused_cross_entropy, "_SMALL_CHUNK", part)
     hidden, table, ids, weights = inputs()
     logits = jnp.einsum("bkd,vd->bkv", hidden, table)
     ids = jnp.where(jnp.arange(SLOTS)[None, :] % 2 == 0, logits.argmax(-1), ids)
@@ -82,7 +83,7 @@ def test_bfloat16_rounds_inputs_only():
 
 
 def test_a_row_without_targets_learns_nothing(monkeypatch):
-    monkeypatch.setattr(fused_cross_entropy, "_FEW_TARGETS", 16)
+    monkeypatch.setattr(fused_cross_entropy, "_SMALL_CHUNK", 16)
     hidden, table, ids, _ = inputs()
     loss, grads = gradients(lambda h, t: fused_linear_cross_entropy(h, t, ids, jnp.zeros((ROWS, SLOTS))).total)(
         hidden, table
@@ -101,7 +102,7 @@ def on_meshes():
     from glm_jax.distributed import sharding
     from glm_jax.distributed.mesh import make_mesh
 
-    fused_cross_entropy._FEW_TARGETS = 3
+    fused_cross_entropy._SMALL_CHUNK = 3
     hidden, table, ids, weights = inputs()
 
     def fused(hidden, table):

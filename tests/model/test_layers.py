@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glm_jax.model import layers
+from glm_jax.model import layers, ops
 
 RNG = np.random.default_rng(0)
 
@@ -26,14 +26,14 @@ def normal(*shape, dtype="float32"):
 )
 def test_product_and_its_gradients(x, kernel, equation):
     x, kernel = normal(*x), normal(*kernel)
-    found, backward = jax.vjp(lambda x, kernel: layers.product(x, kernel, "float32"), x, kernel)
+    found, backward = jax.vjp(lambda x, kernel: ops.linear(x, kernel, "float32"), x, kernel)
     expected, expected_backward = jax.vjp(lambda x, kernel: jnp.einsum(equation, x, kernel), x, kernel)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     direction = normal(*found.shape)
     for a, b in zip(backward(direction), expected_backward(direction), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     # Every platform's form, whichever of them runs here.
-    for form in (layers._gradients, layers._gradients_on_cpu):
+    for form in (ops._gradients, ops._gradients_on_cpu):
         for a, b in zip(form(x, kernel, direction), expected_backward(direction), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -43,7 +43,7 @@ def test_product_and_its_gradients(x, kernel, equation):
 def test_products_over_rows(shapes, dtype):
     # Turned by the reader, as a table's gradient is: XLA must not turn the product itself, which it cannot run then.
     x, y = (normal(*shape, dtype=dtype) for shape in shapes)
-    found = jax.jit(lambda x, y: jnp.swapaxes(layers.matmul_tn(x, y, "float32"), -1, -2))(x, y)
+    found = jax.jit(lambda x, y: jnp.swapaxes(ops.matmul_tn(x, y, "float32"), -1, -2))(x, y)
     expected = np.einsum("...rm,...rn->...nm", np.asarray(x, np.float64), np.asarray(y, np.float64))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -52,17 +52,17 @@ def test_products_over_rows(shapes, dtype):
 def test_product_sums_in_float32_when_asked():
     x, kernel = normal(3, 4096, dtype="bfloat16"), normal(4096, 2, dtype="bfloat16")
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
-    found, gradients = jax.value_and_grad(lambda x, k: layers.product(x, k, "float32").sum(), (0, 1))(x, kernel)
-    np.testing.assert_allclose(layers.product(x, kernel, "float32"), exact, atol=1e-3)
+    found, gradients = jax.value_and_grad(lambda x, k: ops.linear(x, k, "float32").sum(), (0, 1))(x, kernel)
+    np.testing.assert_allclose(ops.linear(x, kernel, "float32"), exact, atol=1e-3)
     np.testing.assert_allclose(found, exact.sum(), atol=1e-2)
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.bfloat16]
-    assert layers.product(x, kernel, "bfloat16").dtype == jnp.bfloat16
+    assert ops.linear(x, kernel, "bfloat16").dtype == jnp.bfloat16
 
 
 def test_a_bias_adds_up_its_gradient_in_float32():
     rows = 4097  # which bfloat16 would round to 4096
     x, bias = jnp.zeros((rows, 3), "bfloat16"), normal(3)
-    found, backward = jax.vjp(layers.add_bias, x, bias)
+    found, backward = jax.vjp(ops.add_bias, x, bias)
     assert found.dtype == jnp.bfloat16
     d_x, d_bias = backward(jnp.ones_like(x))
     assert (d_x.dtype, d_bias.dtype) == ("bfloat16", "float32")
@@ -112,7 +112,7 @@ def test_layer_norm_has_the_gradients_of_its_definition():
 @pytest.mark.parametrize("kind", ["tanh", "exact"])
 def test_gelu_and_its_gradient(kind):
     x = jnp.concatenate([normal(50), jnp.array([-40.0, -8.0, 0.0, 8.0, 40.0])])
-    gelu = functools.partial(layers.gelu, kind=kind)
+    gelu = functools.partial(ops.gelu, kind=kind)
     expected, expected_backward = jax.vjp(functools.partial(jax.nn.gelu, approximate=kind == "tanh"), x)
     found, backward = jax.vjp(gelu, x)
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -10,7 +10,8 @@ import pytest
 
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import make_mesh
-from glm_jax.model.attention import attention, dense_attention
+from glm_jax.model.attention import attention
+from glm_jax.model.dense_attention import dense_attention
 from glm_jax.model.splash_tpu import splash_attention
 
 

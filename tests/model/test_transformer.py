@@ -14,7 +14,8 @@ import pytest
 from glm_jax.distributed.sharding import unbox
 from glm_jax.model.config import GLMConfig, check_lengths
 from glm_jax.model.losses import cross_entropy
-from glm_jax.model.transformer import GLM, Layer, init_params, parameter_count
+from glm_jax.model.transformer import GLM, init_params, parameter_count
+from glm_jax.model.transformer_layer import Layer, LayerInputs
 from tests.helpers.golden_params import from_state_dict
 from tests.helpers.paths import GOLDEN
 
@@ -29,7 +30,9 @@ def load(name):
         return {k: a.astype(np.int32) if a.dtype == np.int64 else a for k, a in file.items()}
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("deterministic", "method"))
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("deterministic", "head", "output_hidden_states", "output_attentions")
+)
 def apply(config, params, *batch, seed=0, **options):
     key = jax.random.key(seed, impl="rbg")  # compiles many times faster on CPU than threefry
     return GLM(config).apply({"params": params}, *batch, rngs={"dropout": key}, **options)
@@ -80,7 +83,7 @@ def test_logits_of_the_original(golden, scan, fidelity):
 def test_other_outputs_of_the_original(golden, fidelity):
     config, params, arrays = golden
     *ids, prefix = inputs(arrays)
-    hidden = apply(config, params, *ids, prefix, method="hidden_states")
+    hidden = apply(config, params, *ids, prefix, head=False)
     fidelity.close(golden_file(config), "hidden states before the head", hidden, arrays["final_hidden"], 1e-5)
     logits = apply(config, params, *ids, np.full_like(prefix, arrays["scalar_sep"]))
     fidelity.close(golden_file(config), "logits, one prefix for all rows", logits, arrays["logits_scalar_sep"], 1e-5)
@@ -199,7 +202,7 @@ def test_who_sees_whom(tiny, scan):
     def hidden(table, row):
         changed = {**params, "word_embeddings": {"embedding": table}}
         arguments = (a[row : row + 1] for a in (tokens, *positions, prefix))
-        return apply(config, changed, *arguments, method="hidden_states")[0].sum(-1)
+        return apply(config, changed, *arguments, head=False)[0].sum(-1)
 
     for row in range(3):
         jacobian = jax.jacrev(hidden)(params["word_embeddings"]["embedding"], row)  # [T V D]
@@ -339,7 +342,10 @@ def test_both_branches_of_a_layer_are_dropped_at_the_rate(tiny):
     layer["attention"]["dense"]["bias"] += 1.0
     layer["mlp"]["dense_4h_to_h"]["bias"] += 10.0
     out, _ = Layer(config, deterministic=False).apply(
-        {"params": layer}, jnp.zeros((3 * 500, 64)), jnp.asarray(batch[3]), rngs={"dropout": jax.random.key(0)}
+        {"params": layer},
+        jnp.zeros((3 * 500, 64)),
+        LayerInputs(jnp.asarray(batch[3]), None, None),
+        rngs={"dropout": jax.random.key(0)},
     )
     attended, fed = np.round(np.asarray(out) * 0.75) % 10 == 1, np.asarray(out) * 0.75 > 5
     for kept in (attended, fed):
@@ -357,7 +363,7 @@ def test_layers_draw_different_dropout(tiny):
     params["final_layernorm"]["scale"] += 1.0
     for scan in (True, False):
         config = dataclasses.replace(config, scan_layers=scan)
-        hidden = apply(config, params, *batch, deterministic=False, method="hidden_states")
+        hidden = apply(config, params, *batch, deterministic=False, head=False)
         values = max(len(np.unique(row)) for row in np.asarray(hidden).round(3).reshape(-1, config.hidden_size))
         assert values == 8
 

@@ -182,7 +182,7 @@ def test_dropout_differs_by_lane(pack_objectives):
     batch = make_corrupt(3, CorruptionConfig(), SPECIAL, ends)(_rows(1, 0))
     twice = batch_lib.pack_objectives([batch, batch])
     inputs = twice.tokens, twice.position_ids, twice.block_position_ids, twice.prefix_lengths
-    apply = functools.partial(noisy.apply, {"params": params}, *inputs, slots=twice.slots, method="hidden_states")
+    apply = functools.partial(noisy.apply, {"params": params}, *inputs, slots=twice.slots, head=False)
     one, other = np.split(np.asarray(apply(deterministic=False, rngs={"dropout": jax.random.key(0)})), 2, axis=1)
     assert np.abs(one - other).max() > 1e-3
     one, other = np.split(np.asarray(apply()), 2, axis=1)

@@ -207,10 +207,7 @@ def test_written_answers_are_smoothed_and_averaged_by_token(place):
     batch = _batch(task, loaded)
     objective = task_objective(loaded.model, label_smoothing=0.2, choices=False, generation=True)
     total, sums = objective(loaded.params, batch)
-    logits = loaded.model.apply(
-        {"params": loaded.params}, batch.tokens, batch.position_ids, batch.block_position_ids, batch.prefix_lengths,
-        batch.target_index,
-    )  # fmt: skip
+    logits = loaded.model.apply({"params": loaded.params}, **batch.model_inputs())
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     right = np.take_along_axis(log_probs, np.asarray(batch.target_ids)[..., None], 2)[..., 0]
     expected = -((0.8 * right + 0.2 * log_probs.mean(2)) * batch.target_weights).sum()
