@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM, init_params
 
 POOLS = ("cls", "start", "pad")
@@ -36,9 +37,10 @@ def classifier_logits(
     return _linear(params["output"], jnp.tanh(_linear(params["pool"], pooled)))
 
 
-def with_classifier(classes: int, model: GLM, key: Any) -> dict[str, Any]:
+def with_classifier(classes: int, model: GLM | GLMConfig, key: Any) -> dict[str, Any]:
     """Fresh parameters of the model and, under "classifier", of a head for `classes`; boxed with their axes."""
-    params, config, key = init_params(model, key), model.config, jax.random.fold_in(key, 1)
+    params, key = init_params(model, key), jax.random.fold_in(key, 1)
+    config = model if isinstance(model, GLMConfig) else model.config
     width = config.hidden_size
 
     def linear(key, size):

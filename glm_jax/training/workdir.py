@@ -29,7 +29,7 @@ from glm_jax.distributed.mesh import inference_mesh
 from glm_jax.files import compare_config, config_value, write_json_atomic
 from glm_jax.model.classifier_head import with_classifier
 from glm_jax.model.config import GLMConfig
-from glm_jax.model.transformer import init_params
+from glm_jax.model.transformer import GLM, init_params
 from glm_jax.training.checkpoint import Checkpointer, Restored
 
 logger = logging.getLogger(__name__)
@@ -131,45 +131,13 @@ def best_of(config: Mapping[str, Any]) -> tuple[str, str]:
     return BEST_OF_TASKS if "tasks" in config else BEST
 
 
-def parameters_of(config: Mapping[str, Any]) -> Callable[[GLM, Any], Any]:
+def parameters_of(config: Mapping[str, Any]) -> Callable[[GLM | GLMConfig, Any], Any]:
     """What makes fresh parameters of a run with this config.json: the model's, and a classifier's where it has one."""
     if not config.get("classes"):
         return init_params
     return functools.partial(with_classifier, config["classes"])
 
 
-<<<<<<< HEAD
-=======
-@dataclasses.dataclass(frozen=True)
-class LoadedRun:
-    """A trained model, ready to be applied: `model.apply({"params": params}, **batch.model_inputs())`."""
-
-    model: GLM
-    params: Any
-    tokenizer: Tokenizer
-    config: dict
-    restored: Restored
-
-
-def load_run(path: str | os.PathLike, step: int | str | None = None, dtype: str | None = None) -> LoadedRun:
-    """Opens the model of a run folder (or of its checkpoints/), where `restore_run` says which `step`.
-
-    `dtype` replaces the config's compute dtype. Raises RunFolderError when the folder is not a run.
-    """
-    folder = RunFolder(pathlib.Path(path))
-    if folder.path.name == "checkpoints" and not folder.config.exists():
-        folder = RunFolder(folder.path.parent)
-    if not folder.config.exists():
-        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json (a --workdir of a training run)")
-    config = json.loads(folder.config.read_text())
-    tokenizer = tokenizers.load(folder.tokenizer)
-    section = config["model"] if dtype is None else {**config["model"], "dtype": dtype}
-    model = GLM(model_config(section, tokenizer.vocab_size))
-    restored = restore_run(folder, config, model.config, step)
-    return LoadedRun(model, restored.state, tokenizer, config, restored)
-
-
->>>>>>> 2f2a979 (One network: decoding, scoring and training run glm_jax/model/transformer.py; soft prompts, trained prefixes and the cache are arguments)
 def restore_run(
     folder: RunFolder,
     config: Mapping[str, Any],

@@ -182,15 +182,8 @@ def test_classification_head(tmp_path, pool, fidelity):
     write_shard(tmp_path, seqcls_state(names))
     loaded = interop.from_pretrained(tmp_path, num_heads=4)
     tokens, positions, sep = (jnp.asarray(data[key], jnp.int32) for key in ("input_ids", "position_ids", "sep"))
-<<<<<<< HEAD
-    hidden = loaded.model.apply(
-        {"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep, method=GLM.hidden_states
-    )
-    scores = classifier_head.classifier_logits(loaded.params["classifier"], hidden, sep, pool)
-=======
     hidden = loaded.model.apply({"params": loaded.params}, tokens, positions[:, 0], positions[:, 1], sep, head=False)
-    scores = classifier_head.classifier_logits(loaded.classifier, hidden, sep, pool)
->>>>>>> 2f2a979 (One network: decoding, scoring and training run glm_jax/model/transformer.py; soft prompts, trained prefixes and the cache are arguments)
+    scores = classifier_head.classifier_logits(loaded.params["classifier"], hidden, sep, pool)
     fidelity.close(f"seqcls_{pool}.npz", "scores of the classes", scores, data["logits"], 1e-5)
     assert "classifier" not in loaded.model_params
 
