@@ -62,8 +62,9 @@ def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
     Keys that the run did not know are left out; see `with_defaults`.
     """
     upgraded = {key: dict(value) if isinstance(value, Mapping) else value for key, value in saved.items()}
-    if isinstance(tokenizer := upgraded.get("data", {}).get("tokenizer"), Mapping):
-        upgraded["data"]["tokenizer"] = dict(tokenizer)
+    data = upgraded.get("data")
+    if isinstance(data, dict) and isinstance(data.get("tokenizer"), Mapping):
+        data["tokenizer"] = dict(data["tokenizer"])
     for old, new in OLD_KEYS.items():
         *sections, name = old.split(".")
         section: Any = upgraded
@@ -76,7 +77,7 @@ def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """An upgraded config with the defaults of keys that are newer than the run: they stand for what it did."""
+    """An upgraded config with the defaults of keys that are newer than the run, which keep the behaviour it had."""
 
     def merged(defaults: Mapping[str, Any], values: Any) -> Any:
         if not isinstance(values, Mapping):
@@ -116,7 +117,7 @@ def pretrain() -> ConfigDict:
     config.train_duration = "100000 steps"
     config.batch_size = 256  # examples per optimizer step, over all devices and micro batches
     config.grad_accumulation_steps = 1  # micro batches per step; must divide batch_size
-    config.init_from = placeholder(str)  # folder of another run whose parameters this one starts from
+    config.init_from = placeholder(str)  # folder of a run whose parameters this one starts from; None or "": fresh ones
 
     config.data = Config()
     config.data.corpora = ({"source": "bible"},)  # see glm_jax.data.CorpusSpec
@@ -257,7 +258,7 @@ def original(size: str) -> ConfigDict:
 
 
 def original_large(size: str) -> ConfigDict:
-    """GLM-Large's recipe for the published model `size`: also of those for which nothing else is told.
+    """GLM-Large's recipe for the published model `size`: also for those whose recipe is not published.
 
     Sources: config/ds_block_large.sh and config_block_large.json of the original, equal to Table 7 of the paper.
     """

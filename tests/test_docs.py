@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from glm_jax.training.trainer import train
+from glm_jax.tuning.train import train
 from tests.helpers import tiny_run
 from tests.helpers.paths import ROOT
 from tests.test_imports import ROOMS

@@ -110,6 +110,6 @@ def _undone(vocabulary):
         corrupt_rows = make_corrupt(config.seed, usual.corruption, special, sentence_ends)
         objective = everywhere(usual.model, corrupt_rows, vocabulary=vocabulary)
         built = setup.make_setup_for(usual.model, objective, config, schedule, mesh, rules)
-        return dataclasses.replace(built, corruption=usual.corruption)
+        return dataclasses.replace(usual, train_step=built.train_step)
 
     return build

@@ -3,7 +3,7 @@
     python -m glm_jax pretrain --config=configs/pretrain/glm_10b_chinese.py:first --workdir=runs/glm_10b_chinese_first
     python -m glm_jax pretrain --config=configs/pretrain/glm_10b_chinese.py --workdir=runs/glm_10b_chinese
 
-The second command starts from the parameters of the first. --config.init_from=None trains on long rows from scratch.
+The second command starts from the parameters of the first. --config.init_from= trains on long rows from scratch.
 
 Hardware: the original's launcher uses 32 nodes of 8 GPUs. Wall time and loss: not measured here.
 

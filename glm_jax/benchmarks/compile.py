@@ -23,7 +23,7 @@ WARM = 10.0  # seconds to the first step
 _START = (
     "import sys, pickle, logging; logging.basicConfig(level=logging.INFO, format='%(message)s'); "
     "from glm_jax.training.host_memory import keep_freed_memory; keep_freed_memory(); "
-    "config = pickle.load(sys.stdin.buffer); from glm_jax.training.trainer import train; train(config, sys.argv[1])"
+    "config = pickle.load(sys.stdin.buffer); from glm_jax.tuning.train import train; train(config, sys.argv[1])"
 )
 _FIRST_STEP = "first step done"
 

@@ -47,16 +47,17 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
     tokenizer = _WordHashes(model.vocab_size)
     task = dataclasses.replace(tasks[0], source=lambda split: examples)
     try:
-        subject = FinetuningTask(own, tokenizer, tasks=[task])
-        first = next(data.train_iterator(subject.train_rows, batch_size=own.batch_size, seed=own.seed))
+        training = FinetuningTask(own, tokenizer, tasks=[task])
+        training.prepare()
+        first = next(data.train_iterator(training.train_rows, batch_size=own.batch_size, seed=own.seed))
     except TaskError as error:
         raise ValueError(
             f"examples of {task.name} need more than texts and a label ({error!s:.80} …): "
             "measure ag_news, boolq, rte or cb"
         ) from error
     mesh, rules = setup.check_mesh(own)
-    built = subject.build(setup.resolve_durations(own, rows=len(subject.train_rows)), mesh, rules)
-    rows = subject.rows(first)
+    built = training.make_setup(setup.resolve_durations(own, rows=len(training.train_rows)), mesh, rules)
+    rows = training.rows(first)
     with built.activate():
         state = [built.init(jax.random.key(0))]
 

@@ -73,9 +73,16 @@ def _is_relevant(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Ends the process with one line for an error that this package raised; anything else keeps its traceback."""
+    """Ends the process with one line for an error that this package raised; anything else keeps its traceback.
+
+    After Ctrl-C the exit code is that of the interrupt (`training.trainer.Interrupted`), by default 130.
+    """
     try:
         yield
+    except KeyboardInterrupt as interrupt:  # one whose state is saved has said so
+        if not str(interrupt):
+            print("interrupted", file=sys.stderr)
+        sys.exit(getattr(interrupt, "exit_code", 130))
     except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
         raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if _PACKAGE not in raised_in.parents and not isinstance(error, OSError):

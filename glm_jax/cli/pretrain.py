@@ -22,9 +22,10 @@ def _run(arguments: list[str]) -> None:
         from glm_jax.distributed import processes
 
         processes.start(_HOSTS.value, _HOST_TIMEOUT.value)
-        from glm_jax.training.trainer import train
+        from glm_jax.training.pretraining import PretrainingTask
+        from glm_jax.training.trainer import train_task
 
-        train(_CONFIG.value, _WORKDIR.value, profile=_PROFILE.value)
+        train_task(PretrainingTask(_CONFIG.value), _WORKDIR.value, profile=_PROFILE.value)
 
 
 def main(arguments: list[str]) -> None:

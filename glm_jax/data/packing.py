@@ -17,7 +17,7 @@ SENTENCE_MARKS = ".?!;:\n"  # of `SampledRows`: the original's data set knows no
 
 @runtime_checkable
 class PackedRows(Protocol):
-    """A sequence of rows: `rows[i]` is {"tokens": int32 [L], "length": int32}, padded with `pad` behind `length`."""
+    """A sequence of rows: `rows[i]` is {"tokens": int32 [L], "length": int32}, padded with `pad` after `length`."""
 
     sequence_length: int
     pad: int
@@ -30,7 +30,7 @@ class PackedRows(Protocol):
 
 
 class ContiguousRows:
-    """Every token exactly once: documents `[CLS] tokens [EOS]`, one behind the other, in rows that are exactly full.
+    """Every token exactly once: documents `[CLS] tokens [EOS]`, one after the other, in rows that are exactly full.
 
     A row begins with CLS even in the middle of a document. Only the last row may be shorter than L.
 
@@ -73,7 +73,7 @@ class ContiguousRows:
         return {"tokens": tokens, "length": np.int32(last - first + 1)}
 
     def fingerprint(self) -> str:
-        """A hash that tells other rows from these."""
+        """A hash that differs for other rows."""
         return _fingerprint("contiguous", self._documents, self.sequence_length, self._cls, self._eos, self.pad)
 
 
@@ -99,7 +99,7 @@ class SampledRows:
     """The original's pretraining rows (BlockDataset): windows drawn at random, with replacement, by their number.
 
     Row i draws everything from `random.Random(i)`: a document with probability proportional to its tokens; of a long
-    one a window that starts behind a sentence end, of a short one all of it, followed by further documents until the
+    one a window that starts after a sentence end, of a short one all of it, followed by further documents until the
     row is full. The end is cut back to a sentence end. There are 1,000 rows for each document.
 
     Args:
@@ -143,7 +143,7 @@ class SampledRows:
         return {"tokens": padded, "length": np.int32(len(tokens))}
 
     def fingerprint(self) -> str:
-        """A hash that tells other rows from these."""
+        """A hash that differs for other rows."""
         options = (self.sequence_length, self._one_document, self._non_sentence_start, self._cls, self._eos, self.pad)
         return _fingerprint("sampled", self._documents, *options, self._ends.tobytes())
 
@@ -193,11 +193,11 @@ class SampledRows:
 
 
 class ConcatenatedRows:
-    """Several sets of rows as one, one behind the other (validation sets of a mixture)."""
+    """Several sets of rows as one, one after the other (validation sets of a mixture)."""
 
     def __init__(self, parts: Sequence[PackedRows]):
         if len({(part.sequence_length, part.pad) for part in parts}) != 1:
-            raise DataError("rows of different lengths or pad ids, or none at all, cannot stand in one batch")
+            raise DataError("rows of different lengths or pad ids, or none at all, cannot be in one batch")
         self.sequence_length, self.pad = parts[0].sequence_length, parts[0].pad
         self.parts = list(parts)
         self._first = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
@@ -211,7 +211,7 @@ class ConcatenatedRows:
         return self.parts[part][row - int(self._first[part])]
 
     def fingerprint(self) -> str:
-        """A hash that tells other rows from these."""
+        """A hash that differs for other rows."""
         return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
 
 
@@ -230,7 +230,7 @@ class Mixture(ConcatenatedRows):
         self.weights = [float(weight) for weight in weights]
 
     def fingerprint(self) -> str:
-        """A hash that tells another mixture from this one."""
+        """A hash that differs for another mixture."""
         parts = [part.fingerprint() for part in self.parts]
         return hashlib.sha256(repr((parts, self.weights)).encode()).hexdigest()
 

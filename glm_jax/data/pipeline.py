@@ -41,8 +41,8 @@ def train_iterator(
 
     Each batch is {"tokens": int32 [b L], "lengths": int32 [b], "index": uint32 [b]} with b = batch_size /
     process_count; process p holds the rows [p b, (p + 1) b) of the global batch. `index` is the global example index,
-    step * batch_size + row, counted through all epochs (modulo 2**32). Every epoch is shuffled anew. What else a row
-    has is batched under its name.
+    step * batch_size + row, counted through all epochs (modulo 2**32). Every epoch is shuffled differently. Other
+    arrays of a row are batched under their names.
 
     Args:
       rows: what to read; a `Mixture` interleaves its parts by their weights, always in the same way.
@@ -98,7 +98,7 @@ class TrainIterator:
         return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
     def close(self) -> None:
-        """Ends the threads or processes that make batches ahead; the next batch would start them anew."""
+        """Ends the threads or processes that make batches ahead; the next batch would start them again."""
         if self._batches is not None:
             self._batches.close()
         self._batches = None

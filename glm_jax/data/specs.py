@@ -1,10 +1,10 @@
 """What to read and how to cut it, as plain data."""
 
 import dataclasses
-import difflib
 from typing import Any, TypeVar
 
 from glm_jax.data.errors import DataError
+from glm_jax.files import nearest
 
 DOCUMENTS = ("blank_line", "line", "file")
 BAD_LINES = ("error", "skip")
@@ -21,8 +21,7 @@ class _FromDict:
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                near = difflib.get_close_matches(key, names, n=3) or names
-                raise DataError(f"{cls.__name__} has no field {key!r}; nearest: {', '.join(near)}")
+                raise DataError(f"{cls.__name__} has no field {key!r}; nearest: {nearest(key, names)}")
         required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
         if missing := [name for name in required if name not in values]:
             raise DataError(f"{cls.__name__} needs {', '.join(missing)}")

@@ -26,26 +26,26 @@ def find_files(pattern: str) -> list[str]:
     """The files that a path or glob names, sorted by path.
 
     Raises:
-      DataError: nothing matches, or a file is neither .txt nor .jsonl (with .gz, .xz or .zst behind it).
+      DataError: nothing matches, or a file is neither .txt nor .jsonl (followed by .gz, .xz or .zst if compressed).
     """
     pattern = os.path.expanduser(pattern)
     if is_remote(pattern):
         import fsspec
 
         files, _, paths = fsspec.get_fs_token_paths(pattern)
-        found = sorted(files.unstrip_protocol(path) for path in paths if files.isfile(path))
+        matches = sorted(files.unstrip_protocol(path) for path in paths if files.isfile(path))
     elif os.path.isfile(pattern):
-        found = [pattern]
+        matches = [pattern]
     else:
-        found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
-    if not found:
+        matches = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    if not matches:
         raise DataError(
             f"no file matches {pattern!r}; a corpus is bible, bible/kjv, bible/web, tfds:NAME, or a path or glob"
             + (f" ({pattern} is a directory: add /*.txt)" if os.path.isdir(pattern) else "")
         )
-    for path in found:
+    for path in matches:
         _kind(path)
-    return found
+    return matches
 
 
 def _kind(path: str) -> str:
@@ -53,12 +53,12 @@ def _kind(path: str) -> str:
     if suffix in _COMPRESSED:
         suffix = os.path.splitext(stem)[1]
     if suffix not in (".txt", ".jsonl"):
-        raise DataError(f"{path}: a text file ends in .txt or .jsonl, with .gz, .xz or .zst behind it if compressed")
+        raise DataError(f"{path}: a text file ends in .txt or .jsonl, followed by .gz, .xz or .zst if compressed")
     return suffix
 
 
 def describe_files(paths: list[str]) -> list[tuple]:
-    """What tells one state of the files from another, without reading them: path, size and time of change."""
+    """Path, size and modification time of each file: changes when a file does, without reading it."""
     return [_describe(path) for path in paths]
 
 

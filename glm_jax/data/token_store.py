@@ -101,7 +101,7 @@ class TokenStore:
         return int(self.index["tokens"])
 
     def fingerprint(self) -> str:
-        """A hash of the contents, as far as lengths and counts tell them; the same on every machine."""
+        """A hash of lengths and token counts; the same on every machine."""
         return hashlib.sha256(self.lengths.tobytes() + self.token_counts.tobytes()).hexdigest()
 
     def _read(self, document: int) -> np.ndarray:

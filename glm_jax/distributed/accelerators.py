@@ -41,7 +41,7 @@ ACCELERATORS = (
     Accelerator("v5e", "TPU v5 lite", 197 * _T, 16 * _GI, 819 * _G, Interconnect(2, 50e9, 25e9 / 8, 16)),
     Accelerator(
         "v5p", "TPU v5", 459 * _T, 95 * _GI, 2765 * _G, Interconnect(3, 100e9, 50e9 / 8, 4)
-    ),  # stands behind v5e, whose kind begins like it
+    ),  # after v5e, whose kind has the same prefix
     Accelerator("v6e", "TPU v6 lite", 918 * _T, 32 * _GI, 1638 * _G, Interconnect(2, 100e9, 100e9 / 8, 16)),
     Accelerator("tpu7x", "TPU7x", 2307 * _T / 2, 96 * _GI, 7380 * _G / 2, Interconnect(3, 50e9, 100e9 / 8 / 2, 4)),
     # A100 datasheet (1758950, r4): 312 dense; 1,555, 1,935 and 2,039 GB/s

@@ -1,4 +1,4 @@
-"""Which devices stand where: the mesh.
+"""Which device has which place: the mesh.
 
 data    copies of the model; each reads its part of the batch
 fsdp    as data; parameters and optimizer state are split too, gathered when used (ZeRO, Rajbhandari et al. 2020)

@@ -1,7 +1,7 @@
-"""Many hosts, one job: who takes part, whether all agree, and errors that name the host that is missing or failed.
+"""Several processes, one job: who takes part, whether all agree, and errors that name the process that failed.
 
-Hosts talk through the key-value store of `jax.distributed`, never through the devices: what is here costs a step
-nothing, and still answers when a device hangs. On one host every function does nothing and returns at once.
+Processes talk through the key-value store of `jax.distributed`, not through the devices. This costs a training step
+nothing and still works when a device hangs. In a job of one process every function returns at once.
 """
 
 import contextlib
@@ -20,30 +20,31 @@ import numpy as np
 
 from glm_jax.distributed import cluster
 from glm_jax.distributed.cluster import HostError
+from glm_jax.files import compare_config, config_value
 
 logger = logging.getLogger(__name__)
 
 RESTART = os.EX_TEMPFAIL  # exit code: the state is saved, start the same command again
 DEFAULT_TIMEOUT = 300.0  # seconds
-LONG_TIMEOUT = 7 * 24 * 3600.0  # for what may take hours on a sound host; one that dies is noticed without it
+LONG_TIMEOUT = 7 * 24 * 3600.0  # for work that may take hours; a process that dies is noticed without it
 
 _T = TypeVar("_T")
 _names: tuple[str, ...] = ()
 _timeout = DEFAULT_TIMEOUT
-_turns = itertools.count()  # every process makes the same calls in the same order
+_calls = itertools.count()  # every process makes the same calls in the same order
 
 
 def start(setting: str | None = None, timeout: float | None = None) -> None:
-    """Joins the job that this process is a part of; call it before anything else touches a device.
+    """Joins the job that this process belongs to. Call it before anything else touches a device.
 
     Args:
       setting: see `cluster.find_job`; None takes the environment variable GLM_JAX_HOSTS, else "auto".
-      timeout: seconds within which every host must arrive, here and at later meetings; None takes GLM_JAX_HOST_TIMEOUT,
-        else 300.
+      timeout: seconds within which every process must arrive, here and at later barriers; None takes
+        GLM_JAX_HOST_TIMEOUT, else 300.
 
     Raises:
-      ValueError: the setting is no setting.
-      HostError: a host did not arrive (it is named), or two claim the same number.
+      ValueError: the setting cannot be understood.
+      HostError: a process did not arrive (it is named), or two claim the same number.
     """
     global _names, _timeout
     import jax
@@ -57,7 +58,7 @@ def start(setting: str | None = None, timeout: float | None = None) -> None:
     job = cluster.find_job(setting, os.environ, timeout)
     if job is None or job.count == 1:
         return
-    # JAX itself ends the process without saying who is missing.
+    # JAX itself would end the process without naming who is missing.
     _names, _timeout = cluster.wait_for_processes(job, timeout), timeout
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -65,27 +66,29 @@ def start(setting: str | None = None, timeout: float | None = None) -> None:
         initialization_timeout=int(timeout), shutdown_timeout_seconds=60,
     )  # fmt: skip
     if jax.default_backend() == "cpu":
-        # Gloo gives the members of a group 30 s to meet at their first collective. Here all have just arrived; later,
-        # where Orbax first gathers over this group, one may still be reading or compiling.
+        # Gloo gives the members of a group 30 s for their first collective. Here all have just arrived; later, where
+        # Orbax first gathers over this group, one may still be reading or compiling.
         from jax.experimental import multihost_utils
 
         allgather_text("the first collective")
         multihost_utils.sync_global_devices("glm_jax")
     if job.index:
-        logging.getLogger("glm_jax").setLevel(logging.WARNING)  # every host would say the same
-    logger.info("host %s of %d, found by %s; coordinator %s", name(job.index), job.count, job.source, job.coordinator)
+        logging.getLogger("glm_jax").setLevel(logging.WARNING)  # every process would log the same
+    logger.info(
+        "process %s of %d, found by %s; coordinator %s", name(job.index), job.count, job.source, job.coordinator
+    )
 
 
 def name(process: int) -> str:
-    """How messages call a process."""
+    """The name of a process in messages: its machine, where that is known, and its number."""
     return f"{_names[process]} (process {process})" if process < len(_names) else f"process {process}"
 
 
 def allgather_text(what: str, value: str = "", timeout: float | None = None) -> list[str]:
-    """Every process gives a text and gets those of all, by process number; also a barrier.
+    """Returns the texts that all processes passed, by process number; also a barrier.
 
     Raises:
-      HostError: a process did not come within `timeout` seconds (None: that of `start`), or died; it is named.
+      HostError: a process did not arrive within `timeout` seconds (None: that of `start`), or died; it is named.
     """
     state = _distributed()
     if state.client is None or state.num_processes == 1:
@@ -93,24 +96,24 @@ def allgather_text(what: str, value: str = "", timeout: float | None = None) -> 
     import jax
 
     seconds = timeout or _timeout
-    key = f"glm_jax/{next(_turns)}/{what}"
+    key = f"glm_jax/{next(_calls)}/{what}"
     state.client.key_value_set(f"{key}/{state.process_id}", value)
     problem = None
     try:
         state.client.wait_at_barrier(key, int(1000 * seconds))
     except jax.errors.JaxRuntimeError as error:
         problem = error
-    came = {int(k.rsplit("/", 1)[1]): v for k, v in state.client.key_value_dir_get(f"{key}/")}
+    arrived = {int(k.rsplit("/", 1)[1]): v for k, v in state.client.key_value_dir_get(f"{key}/")}
     if problem is not None:
-        missing = [name(i) for i in range(state.num_processes) if i not in came]
+        missing = [name(i) for i in range(state.num_processes) if i not in arrived]
         late = "DEADLINE_EXCEEDED" in str(problem)
         reason = f"did not arrive within {seconds:g} s" if late else f"is lost: {str(problem).splitlines()[0]}"
-        raise HostError(f"{what}: {', '.join(missing) or 'a host'} {reason}; its own log says why") from problem
-    return [came[process] for process in range(state.num_processes)]
+        raise HostError(f"{what}: {', '.join(missing) or 'a process'} {reason}; its own log says why") from problem
+    return [arrived[process] for process in range(state.num_processes)]
 
 
 def allgather(values: Any) -> list[Any]:
-    """JSON values of every process, by process number; through the devices, because they may be long."""
+    """Returns the JSON values that all processes passed, by process number. Uses the devices: values may be long."""
     if _distributed().num_processes == 1:
         return [values]
     from jax.experimental import multihost_utils
@@ -124,12 +127,12 @@ def allgather(values: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def all_or_none(what: str, timeout: float | None = None) -> Iterator[None]:
-    """Runs a block on all hosts; when it fails on one, that one raises its error and the others name it.
+    """Runs a block on all processes. If it fails on one, that one raises its error and the others name it.
 
     Without this the others would wait in the next collective until they are killed.
 
     Raises:
-      HostError: the block failed on another host, or a host did not get through within `timeout` seconds.
+      HostError: the block failed on another process, or a process did not finish it within `timeout` seconds.
     """
     error = None
     try:
@@ -137,55 +140,55 @@ def all_or_none(what: str, timeout: float | None = None) -> Iterator[None]:
     except Exception as raised:
         error = raised
     try:
-        told = allgather_text(what, "" if error is None else f"{type(error).__name__}: {error}", timeout)
+        messages = allgather_text(what, "" if error is None else f"{type(error).__name__}: {error}", timeout)
     except HostError as lost:
-        raise error or lost from None  # what went wrong here comes first
+        raise error or lost from None  # the error of this process comes first
     if error is not None:
         raise error
-    failed = [f"{name(process)}: {text}" for process, text in enumerate(told) if text]
+    failed = [f"{name(process)}: {text}" for process, text in enumerate(messages) if text]
     if failed:
         raise HostError(f"{what} failed on {'; '.join(failed[:4])}" + (" …" if len(failed) > 4 else ""))
 
 
 def primary_first(what: str, function: Callable[[], _T]) -> _T:
-    """Calls `function` on process 0, then on the others, which find what it left on a disk that they share."""
-    leader = _distributed().process_id == 0
+    """Calls `function` on process 0, then on the others, which find its files on a disk that they share."""
+    primary = _distributed().process_id == 0
     result = None
     for turn in (True, False):
         with all_or_none(what, LONG_TIMEOUT):
-            if leader == turn:
+            if primary == turn:
                 result = function()
     return result
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Compares facts (nested, JSON), versions, code and compiler flags over all hosts, by their hash.
+    """Compares facts (nested, JSON), versions, code and compiler flags over all processes, by their hash.
 
     Raises:
-      HostError: a host has others than process 0; both are named with what differs.
+      HostError: a process differs from process 0; both are named with the keys that differ.
     """
     if _distributed().num_processes == 1:
         return
-    from glm_jax.files import compare_config, config_value
-
     text = json.dumps({**facts, **_software()}, sort_keys=True)
     hashes = allgather_text("comparing configs and versions", hashlib.sha256(text.encode()).hexdigest())
     if len(set(hashes)) == 1:
         return
     first, *others = map(json.loads, allgather_text("finding what differs", text))
 
-    def told(facts, key):
+    def shown(facts, key):
         return json.dumps(config_value(facts, key))
 
     lines = []
     for process, other in enumerate(others, start=1):
         for key in compare_config(first, other)[:5]:
-            lines.append(f"{key} is {told(other, key)} on {name(process)}, {told(first, key)} on {name(0)}")
-    raise HostError("hosts differ: " + "; ".join(lines[:8]) + ". Start all hosts with the same command and versions")
+            lines.append(f"{key} is {shown(other, key)} on {name(process)}, {shown(first, key)} on {name(0)}")
+    raise HostError(
+        "processes differ: " + "; ".join(lines[:8]) + ". Start all processes with the same command and versions"
+    )
 
 
 def _software() -> dict[str, Any]:
-    root = pathlib.Path(__file__).parent
+    root = pathlib.Path(__file__).parents[1]  # glm_jax/
     code = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         code.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
@@ -198,7 +201,7 @@ def _software() -> dict[str, Any]:
 
 
 def _distributed():
-    """JAX has no public name for the key-value store of a job."""
+    """The state of `jax.distributed`: JAX has no public name for the key-value store of a job."""
     from jax._src import distributed
 
     return distributed.global_state

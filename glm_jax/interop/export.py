@@ -116,8 +116,9 @@ def _write_run(folder: pathlib.Path, run: Pretrained, dtype: str) -> None:
         run.tokenizer.save(folder / "tokenizer")
     if tensors := extras.state_dict(run.params, "megatron", DTYPES[dtype]):
         safetensors_file.write(folder / EXTRAS_FILE, tensors)
+    data = None if run.tokenizer is None else {"tokenizer": run.tokenizer.fingerprint()}
     with Checkpointer(folder / "checkpoints") as checkpointer:
-        checkpointer.save(int(run.metadata.get("iteration", 0)), {"params": run.model_params}, None)
+        checkpointer.save(int(run.metadata.get("iteration", 0)), {"params": run.model_params}, data)
 
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer | None, to: str) -> dict[int, tuple[int, str]]:

@@ -66,7 +66,10 @@ def from_pretrained(
         for name, value in (("num_heads", num_heads), ("gelu", gelu)):
             if value is not None:
                 raise FormatError(f"{folder} is a run of glm_jax, whose config states {name}: leave {name} out")
-        return open_run.open_run(folder, choose_tokenizer(tokenizer, folder), step=step, dtype=dtype, **placement)
+        return open_run.open_run(
+            folder, choose_tokenizer(tokenizer, folder), own_tokenizer=tokenizer is None, step=step, dtype=dtype,
+            **placement,
+        )  # fmt: skip
     if step is not None:
         raise FormatError(f"{folder} is no run of glm_jax: it has no step {step!r} to choose; leave the step out")
     chosen = choose_tokenizer(tokenizer, folder, fix_command_token)

@@ -1,14 +1,13 @@
 """Opening a run folder of glm_jax."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from glm_jax.config import model_config, upgrade
+from glm_jax.config import model_config
 from glm_jax.distributed import sharding
 from glm_jax.interop import extras, param_mapping, safetensors_file
 from glm_jax.interop.errors import FormatError
@@ -20,7 +19,7 @@ from glm_jax.interop.tokenizer_check import check_tokenizer
 from glm_jax.model.transformer import GLM
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.training.checkpoint import CheckpointError
-from glm_jax.training.workdir import RunFolder, restore_run
+from glm_jax.training.workdir import RunFolder, RunFolderError, restore_run
 
 EXTRAS_FILE = "extras.safetensors"  # soft prompt and classification head of an imported run
 
@@ -34,20 +33,21 @@ def open_run(
     folder: pathlib.Path,
     tokenizer: Tokenizer | None,
     *,
+    own_tokenizer: bool,
     step: int | str | None,
     dtype: str | None,
     param_dtype: str,
     mesh: Mesh | None,
     rules: sharding.Rules,
 ) -> Pretrained:
-    """The model of a run; arguments as for `from_pretrained`.
+    """The model of a run; arguments as for `from_pretrained`. `own_tokenizer`: the tokenizer is the run's.
 
     Raises FormatError for a damaged folder or a tokenizer of another size, CheckpointError where there is no readable
-    checkpoint.
+    checkpoint, RunFolderError when the run's tokenizer is not the one that the checkpoint was trained with.
     """
     notes: list[str] = []
     try:
-        settings = upgrade(json.loads((folder / "config.json").read_bytes().decode()))
+        settings = RunFolder(folder).read_config()
         section = {"size": None, **settings["model"]} | ({} if dtype is None else {"dtype": dtype})
         imported = dict(settings.get("imported") or {})
         config = model_config(section, tokenizer.vocab_size if tokenizer else 0)
@@ -55,8 +55,10 @@ def open_run(
         raise FormatError(f"{folder / 'config.json'} does not describe a model: {error}") from error
     check_tokenizer(tokenizer, config, notes, exact=False)
     try:
-        restored = restore_run(RunFolder(folder), settings, config, step, mesh, rules)
-    except CheckpointError:
+        restored = restore_run(
+            RunFolder(folder), settings, config, step, mesh, rules, tokenizer=tokenizer if own_tokenizer else None
+        )
+    except (CheckpointError, RunFolderError):
         raise
     except Exception as error:  # Orbax raises many types for damaged folders
         raise FormatError(f"the checkpoints in {folder} cannot be read: {type(error).__name__}: {error}") from error

@@ -3,25 +3,23 @@
 A step holds the training state, a checksum of it, the data position and the metrics; all of it or, to a reader, none.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from jaxtyping import Array, UInt32
 
 from glm_jax.distributed import processes
+from glm_jax.training.checksum import checksums, leaf_name
 
 logger = logging.getLogger(__name__)
-
 
 BEST_MODES = ("min", "max")
 
@@ -77,27 +75,28 @@ class Checkpointer:
             raise ValueError(f"max_to_keep = {max_to_keep}: at least the newest checkpoint must be kept")
         if keep_best is not None and (len(keep_best) != 2 or keep_best[1] not in BEST_MODES):
             raise ValueError(f"keep_best = {keep_best!r}: must be (metric name, mode), mode one of {BEST_MODES}")
-        self._keep_last, self._keep_best, self._read_only = max_to_keep, keep_best, read_only
+        self._keep_best, self._read_only = keep_best, read_only
         self._damaged: list[int] = []
         path = epath.Path(directory)
         self._directory = path if "://" in str(directory) else path.absolute()
         if read_only and not self._directory.is_dir():
             raise CheckpointError(f"{self._directory} does not exist")
-        self._manager = _Manager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: 0.0,  # tells Orbax to store metrics; _Preservation decides
-                preservation_policy=_Preservation(max_to_keep, self._best),
-                cleanup_tmp_directories=not read_only,
-                create=not read_only,
-                read_only=read_only,
-            ),
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "checksum": ocp.JsonCheckpointHandler(),
-                "data": ocp.JsonCheckpointHandler(),
-            },
-        )
+        with _without_read_only_warnings():
+            self._manager = _Manager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=lambda metrics: 0.0,  # makes Orbax store metrics; _Preservation decides
+                    preservation_policy=_Preservation(max_to_keep, self._best),
+                    cleanup_tmp_directories=not read_only,
+                    create=not read_only,
+                    read_only=read_only,
+                ),
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "checksum": ocp.JsonCheckpointHandler(),
+                    "data": ocp.JsonCheckpointHandler(),
+                },
+            )
 
     def save(self, step: int, state: Any, data_position: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Starts writing a checkpoint; `state` may be donated or changed as soon as this returns.
@@ -128,7 +127,7 @@ class Checkpointer:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                checksum=ocp.args.JsonSave(_checksums(state)),
+                checksum=ocp.args.JsonSave(checksums(state)),
                 data=ocp.args.JsonSave(data_position),
             ),
             metrics=metrics,
@@ -193,7 +192,9 @@ class Checkpointer:
     def _restore(self, abstract: Any, step: int | str, params_only: bool) -> Restored:
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
             if getattr(leaf, "sharding", None) is None:
-                raise ValueError(f"{_name(path)} of the abstract state has no sharding; see sharding.with_shardings")
+                raise ValueError(
+                    f"{leaf_name(path)} of the abstract state has no sharding; see sharding.with_shardings"
+                )
         self.wait()
         steps = self.steps()
         if step == "best":
@@ -225,37 +226,39 @@ class Checkpointer:
             raise
         except Exception as exception:  # Orbax and TensorStore raise many types for damaged files
             error = f"{type(exception).__name__}: {str(exception).splitlines()[0] if str(exception) else ''}"[:500]
-        told = processes.allgather_text(
+        messages = processes.allgather_text(
             f"restoring step {step}", "" if restored is not None else error, processes.LONG_TIMEOUT
         )
-        failed = [f"{text} on {processes.name(process)}" for process, text in enumerate(told) if text]
+        failed = [f"{text} on {processes.name(process)}" for process, text in enumerate(messages) if text]
         if failed:
-            return None, error if len(told) == 1 else "; ".join(failed)
+            return None, error if len(messages) == 1 else "; ".join(failed)
         return restored, error
 
     def _read(self, abstract: Any, step: int, params_only: bool) -> Restored:
         path = self._directory / str(step)
-        wanted = {"params": abstract} if params_only else abstract
-        _check_structure(ocp.PyTreeCheckpointHandler().metadata(path / "state").tree, wanted, step, params_only)
+        expected = {"params": abstract} if params_only else abstract
+        _check_structure(ocp.PyTreeCheckpointHandler().metadata(path / "state").tree, expected, step, params_only)
         items = {"checksum": ocp.args.JsonRestore(), "data": ocp.args.JsonRestore()}
         if params_only:
-            arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+            arguments = ocp.checkpoint_utils.construct_restore_args(expected)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 state = reader.restore(
                     path / "state",
-                    args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
+                    args=ocp.args.PyTreeRestore(item=expected, restore_args=arguments, partial_restore=True),
                 )
             read = self._manager.restore(step, args=ocp.args.Composite(**items))
         else:
             items["state"] = ocp.args.StandardRestore(abstract)
             read = self._manager.restore(step, args=ocp.args.Composite(**items))
             state = read.state
-        found = _checksums(state)
-        for part in ("params",) if params_only else found:
-            if found[part] != read.checksum[part]:
-                raise CheckpointError(f"checksum of {part} is {found[part]}, but {read.checksum[part]} was saved")
+        computed = checksums(state)
+        for part in ("params",) if params_only else computed:
+            if computed[part] != read.checksum[part]:
+                raise CheckpointError(f"checksum of {part} is {computed[part]}, but {read.checksum[part]} was saved")
         state = state["params"] if params_only else state
-        return Restored(step, state, read.data, self._metrics(step), str(path), found.get("params", found["state"]))
+        return Restored(
+            step, state, read.data, self._metrics(step), str(path), computed.get("params", computed["state"])
+        )
 
     def _metrics(self, step: int) -> Mapping[str, float]:
         return self._manager.metrics(step) or {}
@@ -265,7 +268,7 @@ class Checkpointer:
             return None
         name, mode = self._keep_best
         sign = 1 if mode == "max" else -1
-        values = {step: (found or {}).get(name, math.nan) for step, found in metrics.items()}
+        values = {step: (saved or {}).get(name, math.nan) for step, saved in metrics.items()}
         scores = [(sign * value, step) for step, value in values.items() if math.isfinite(value)]
         return max(scores)[1] if scores else None
 
@@ -282,6 +285,21 @@ class Checkpointer:
         self._damaged = []
         processes.allgather_text("setting damaged checkpoints aside")
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def _without_read_only_warnings():
+    """Orbax warns that a folder which is opened read-only is read only."""
+
+    def is_relevant(record):
+        return not any(words in record.getMessage() for words in ("read_only=True", "is read only"))
+
+    absl_logger = logging.getLogger("absl")
+    absl_logger.addFilter(is_relevant)
+    try:
+        yield
+    finally:
+        absl_logger.removeFilter(is_relevant)
 
 
 class StructureError(ValueError):
@@ -303,31 +321,31 @@ class _Preservation(ocp.checkpoint_managers.PreservationPolicy):
     """Keeps the newest steps and the best one. Orbax asks after each save and deletes the rest when it is complete."""
 
     def __init__(self, max_to_keep, best):
-        self._keep_last, self._best = max_to_keep, best
+        self._max_to_keep, self._best = max_to_keep, best
 
     def should_preserve(self, checkpoints, *, context):
         del context
-        newest = {info.step for info in sorted(checkpoints, key=lambda info: info.step)[-self._keep_last :]}
+        newest = {info.step for info in sorted(checkpoints, key=lambda info: info.step)[-self._max_to_keep :]}
         best = self._best({info.step: info.metrics for info in checkpoints})
         return [info.step in newest or info.step == best for info in checkpoints]
 
 
-def _check_structure(saved: Any, wanted: Any, step: int, params_only: bool) -> None:
+def _check_structure(saved: Any, expected: Any, step: int, params_only: bool) -> None:
     """Orbax itself would cast dtypes silently, and say less."""
 
     def arrays(tree):
-        found = {}
+        described = {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # typed keys are saved as their data
                 leaf = jax.eval_shape(jax.random.key_data, leaf)
-            found[_name(path)] = f"{leaf.dtype}{list(leaf.shape)}"
-        return found
+            described[leaf_name(path)] = f"{leaf.dtype}{list(leaf.shape)}"
+        return described
 
-    saved, wanted = arrays(saved), arrays(wanted)
+    saved, expected = arrays(saved), arrays(expected)
     lines = [
-        f"{name}: saved {saved.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
-        for name in sorted(saved | wanted)
-        if saved.get(name) != wanted.get(name) and (name.startswith("params/") or not params_only)
+        f"{name}: saved {saved.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+        for name in sorted(saved | expected)
+        if saved.get(name) != expected.get(name) and (name.startswith("params/") or not params_only)
     ]
     if lines:
         more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
@@ -335,39 +353,3 @@ def _check_structure(saved: Any, wanted: Any, step: int, params_only: bool) -> N
             f"checkpoint of step {step} is of another model or optimizer: {'; '.join(lines[:5])}{more}; "
             "use the config that it was saved with" + ("" if params_only else ", or restore its parameters only")
         )
-
-
-def _checksums(state: Any) -> dict[str, str]:
-    """Checksums (hexadecimal) of all arrays and of those under `params`; integers, so that no sharding changes them."""
-    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    return {part: f"{int(value):08x}" for part, value in _sum_leaves(leaves).items()}
-
-
-@jax.jit
-def _sum_leaves(leaves: dict[str, Any]) -> dict[str, Any]:
-    sums = {name: _checksum(leaf) * jnp.uint32(zlib.crc32(name.encode()) | 1) for name, leaf in leaves.items()}
-    params = [value for name, value in sums.items() if name.startswith("params/")]
-    totals = {"state": sum(sums.values(), start=jnp.uint32(0))}
-    return totals | ({"params": sum(params, start=jnp.uint32(0))} if params else {})
-
-
-def _checksum(array: Any) -> UInt32[Array, ""]:
-    """Sum modulo 2**32 of a hash of every element's bits and index, so that one wrong bit or a swap changes it."""
-    array = jnp.asarray(array)
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    if array.dtype == jnp.bool_:
-        array = array.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * min(array.dtype.itemsize, 4)}")).astype(jnp.uint32)
-    index = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):  # no reshape: it would gather a sharded array
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    # The finalizer of MurmurHash3 (Appleby, public domain), a bijection of the bits at each index.
-    mixed = bits + index * jnp.uint32(0x9E3779B9)
-    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

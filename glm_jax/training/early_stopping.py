@@ -6,7 +6,7 @@ from typing import Any
 
 
 class EarlyStopping:
-    """Counts evaluations without a better value; its state stands in the checkpoint beside the data position.
+    """Counts evaluations without a better value; its state is saved in the checkpoint, beside the data position.
 
     Args:
       evaluations: how many without a better value end the run; None never does.
@@ -26,7 +26,7 @@ class EarlyStopping:
         """Whether the run should end."""
         return self._evaluations is not None and self._since >= self._evaluations
 
-    def saw(self, metrics: Mapping[str, float]) -> None:
+    def update(self, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of one more evaluation."""
         value = metrics[self._metric] * (1 if self._mode == "max" else -1)
         if math.isfinite(value) and (self._value is None or value > self._value):
@@ -39,5 +39,5 @@ class EarlyStopping:
         return {} if self._evaluations is None else {"patience": [self._value, self._since]}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `get_state` was taken."""
+        """Continues from a state of `get_state`."""
         self._value, self._since = state.get("patience", (None, 0))

@@ -15,7 +15,7 @@ def useful_flops(config, batch) -> float:
     prefix = np.asarray(batch.prefix_lengths, np.float64)
     is_target = np.asarray(batch.target_weights) > 0
     targets = is_target.sum(1).astype(np.float64)
-    # Part B; targets of masked language modelling stand in Part A, where they see all of it.
+    # Part B; targets of masked language modelling are in Part A, where they attend to all of it.
     written = (is_target & (np.asarray(batch.target_index) >= prefix[:, None])).sum(1).astype(np.float64)
     width, layers = config.hidden_size, config.num_layers
     tokens = prefix + written

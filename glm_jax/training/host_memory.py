@@ -1,4 +1,4 @@
-"""What glibc does with the memory that XLA's CPU backend frees in every step, and with what compiling leaves behind.
+"""Tunes glibc's memory allocator for training on CPU: buffers freed in every step, and fragments left by compilation.
 
 Nothing is changed on machines with an accelerator, where the host only feeds it, and on systems other than Linux.
 """
@@ -10,12 +10,12 @@ import pathlib
 import re
 import sys
 
-# Smaller chunks wait in caches of their thread, larger ones are buffers of a step.
+# Smaller chunks stay in caches of their thread, larger ones are buffers of a step.
 _SMALLEST_FRAGMENT, _LARGEST_FRAGMENT = 1032, 2**22
 _HEADER = 16
 _BIN = re.compile(rb'<size from="(\d+)" to="(\d+)" total="\d+" count="(\d+)"/>')
 
-_aside: list[int] = []  # addresses of what is kept from circulation
+_aside: list[int] = []  # addresses of the fragments that are set aside
 
 
 def keep_freed_memory() -> None:
@@ -26,11 +26,11 @@ def keep_freed_memory() -> None:
     """
     if (libc := _glibc()) is None:
         return
-    # M_MMAP_MAX, M_TRIM_THRESHOLD (never), M_ARENA_MAX, M_TOP_PAD: room beside a step's buffer for what small
-    # allocations take of it in between, or the next step finds no place that is large enough.
+    # M_MMAP_MAX, M_TRIM_THRESHOLD (never), M_ARENA_MAX, M_TOP_PAD. The padding leaves room for small allocations
+    # between two steps; without it the next step's buffer would not fit into the freed one.
     for parameter, value in ((-4, 0), (-1, -1), (-8, 1), (-2, 2**30)):
         libc.mallopt(parameter, value)
-    # In huge pages, where the system leaves that to processes: small ones cost a small model's step a hundredth or two.
+    # Huge pages, where the system lets processes choose: small pages make a small model's step 1 to 2 % slower.
     libc.free(libc.malloc(2**26))  # the heap grows by that, and by M_TOP_PAD
     end = libc.sbrk(0)
     start = (end - 2**30) & -(2**21)
@@ -38,31 +38,31 @@ def keep_freed_memory() -> None:
 
 
 def set_fragments_aside() -> None:
-    """Takes free memory in small pieces out of circulation. Call it when a program has been compiled and has run.
+    """Allocates free memory fragments, so that glibc no longer searches them. Call it after a compiled program has run.
 
-    Compiling leaves tens of thousands of free pieces between what it keeps, some 300 MB in all. Every product
-    asks for a buffer, and glibc walks through the pieces to find the best: 8 % of a small model's step. The next call
-    gives back what this one took, so that calling it often takes no more.
+    Compilation leaves tens of thousands of free fragments, some 300 MB in all. Every matrix multiplication asks for a
+    buffer, and glibc searches the fragments for the best fit: 8 % of a small model's step. The next call frees what
+    this one allocated, so repeated calls take no more memory.
     """
     if (libc := _glibc()) is None:
         return
     for address in _aside:
         libc.free(address)
     _aside.clear()
-    for _ in range(2):  # a piece that is larger than asked leaves a smaller one
+    for _ in range(2):  # a fragment that is larger than requested leaves a smaller one
         for size, count in sorted(_fragments(libc), reverse=True):
             _aside.extend(libc.malloc(size - _HEADER) for _ in range(count))
 
 
 def _fragments(libc):
-    """(Least size, number) of the free pieces in each of glibc's bins that hold fragments."""
+    """(Least size, number) of the free chunks in each of glibc's bins that hold fragments."""
     text, length = ctypes.c_void_p(), ctypes.c_size_t()
     stream = libc.open_memstream(ctypes.byref(text), ctypes.byref(length))
     libc.malloc_info(0, stream)
     libc.fclose(stream)
-    found = [tuple(map(int, sizes)) for sizes in _BIN.findall(ctypes.string_at(text.value, length.value))]
+    bins = [tuple(map(int, sizes)) for sizes in _BIN.findall(ctypes.string_at(text.value, length.value))]
     libc.free(text)
-    return [(low, count) for low, high, count in found if low >= _SMALLEST_FRAGMENT and high <= _LARGEST_FRAGMENT]
+    return [(low, count) for low, high, count in bins if low >= _SMALLEST_FRAGMENT and high <= _LARGEST_FRAGMENT]
 
 
 @functools.cache

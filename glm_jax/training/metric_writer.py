@@ -1,16 +1,21 @@
-"""What a run tells: a live line, metrics.jsonl, TensorBoard and the loss curve."""
+"""Where a run's metrics go: a live line, metrics.jsonl, TensorBoard, samples.md and the loss curve."""
 
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Mapping
+
+from glm_jax.files import write_atomic
+
+_SECTION = re.compile(r"(?m)^(?=## step \d+$)")  # of samples.md
 
 
 class MetricWriter:
     """Writes metrics as they come. Use on process 0 only; every write is flushed.
 
-    Resuming cuts what was logged behind `start`, so that no step appears twice.
+    Resuming cuts what was logged after `start`, so that no step appears twice: neither its metrics nor its samples.
     """
 
     def __init__(self, directory: pathlib.Path, *, start: int, total: int, stream=None):
@@ -19,11 +24,16 @@ class MetricWriter:
         self._total = total
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
+        self._samples = directory / "samples.md"
         self._path = directory / "metrics.jsonl"
         kept = [line for line in read_metrics(self._path) if line["step"] <= start]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self._path)
+        write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        if self._samples.exists():
+            sections = _SECTION.split(self._samples.read_text())
+            write_atomic(
+                self._samples,
+                "".join(s for s in sections if not s.startswith("## step ") or int(s.split()[2]) <= start),
+            )
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None)
 
@@ -49,6 +59,12 @@ class MetricWriter:
         """Prints lines that stay."""
         self._stream.write(f"\r\033[K{text}\n" if self._live else text + "\n")
         self._stream.flush()
+
+    def sample(self, step: int, text: str) -> None:
+        """Prints what the model wrote after `step` and adds it to samples.md."""
+        self.say(text)
+        with self._samples.open("a") as file:
+            file.write(f"## step {step}\n\n{text}\n\n")
 
     def close(self) -> None:
         """Ends the live line and closes the files."""

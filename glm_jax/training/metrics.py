@@ -1,6 +1,9 @@
 """What is measured while a run trains: loss, speed, use of the chips, memory. A step pays two clock readings for it."""
 
+import contextlib
+import functools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,11 +22,11 @@ class NonFiniteError(FloatingPointError):
 
 
 class StepMetrics:
-    """Metrics since the last log line.
+    """Loss, speed and use of the chips since the last log line.
 
     Attributes:
       flops_per_token: `flops.useful_flops` of a raw token, once it is known; None leaves MFU None.
-      stalled: seconds in which the devices' next rows were waited for.
+      stalled: seconds of waiting for the next rows.
     """
 
     def __init__(self):
@@ -58,8 +61,12 @@ class StepMetrics:
         self._times.append(now - self._last)  # steps follow each other on the device, so this is what one takes
         self._last = now
 
-    def exclude(self, seconds: float) -> None:
-        """Takes the last `seconds`, of evaluation or saving, out of all rates."""
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes the time of a block, such as an evaluation, out of all rates."""
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
         self._excluded += seconds
         self._last += seconds
 
@@ -73,7 +80,7 @@ class StepMetrics:
         times, timed = self._times[self._untimed :], self._metrics[self._untimed :]
         last = self._metrics[-1]
         sums = [m["sums"] for m in self._metrics]
-        loss, weight = (np.sum([getattr(s, name) for s in sums], axis=0) for name in ("loss", "weight"))
+        loss, weight = (functools.reduce(np.add, [getattr(s, name) for s in sums]) for name in ("loss", "weight"))
         raw = sum(float(m["sums"].raw_tokens) for m in timed)
         values: dict[str, float | None] = {
             "loss": float(loss.sum() / weight.sum()),
@@ -91,11 +98,15 @@ class StepMetrics:
             values["mfu"] = self.flops_per_token * raw / seconds / self.peak_flops
         if memory := jax.local_devices()[0].memory_stats():  # a CPU has none
             values["peak_memory_bytes"] = memory["peak_bytes_in_use"]
-        used = np.flatnonzero(weight.sum(1))
-        if len(used) > 1:
-            values |= {f"{OBJECTIVES[i]}_loss": float(loss[i].sum() / weight[i].sum()) for i in used}
+        values |= {f"{name}_loss": float(part / count) for name, part, count in by_objective(loss, weight)}
         self.restart()
         return values
+
+
+def by_objective(loss: Any, weight: Any) -> list[tuple[str, Any, Any]]:
+    """(Name, loss, weight) of each objective of blank infilling in summed `LossSums`, where there are several."""
+    used = [] if not np.ndim(weight) else np.flatnonzero(weight.sum(1))
+    return [(OBJECTIVES[i], loss[i].sum(), weight[i].sum()) for i in used] if len(used) > 1 else []
 
 
 def _listen() -> None:

@@ -2,9 +2,10 @@
 
 What the original does is kept: the counter is 0 before the first step (so a warm-up starts with a step of rate 0),
 layer normalisation and biases are not decayed, embeddings are, and clipping multiplies by max_norm / (norm + 1e-6).
-One thing is not: its linear schedule becomes negative after its end (see `schedule`).
+One difference: its linear schedule becomes negative after its end (see `schedule`).
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,7 @@ class ClipState(NamedTuple):
 def clip_by_global_norm(max_norm: float | None) -> optax.GradientTransformation:
     """Scales gradients by min(1, max_norm / (norm + 1e-6)), as the original, and remembers the norm.
 
-    `optax.clip_by_global_norm` has no 1e-6 and does not tell the norm. None measures without clipping. Its `init`
+    `optax.clip_by_global_norm` has no 1e-6 and does not report the norm. None measures without clipping. Its `init`
     refuses parameters that are not float32, because Optax gives the moments the dtype of the parameters.
 
     Raises:
@@ -213,13 +214,16 @@ def make_optimizer(
     )
 
 
-def metrics(opt_state: Any) -> dict[str, Float[Array, ""]]:
-    """Returns {"learning_rate", "grad_norm"} of the last update, float32 [] each, from a `make_optimizer` state.
+def metrics(opt_state: Any, grads: Any) -> dict[str, Float[Array, ""]]:
+    """Returns {"grad_norm", "learning_rate"} of the last update, float32 [] each.
 
-    The norm is the one before clipping; frozen parameters are not in it.
+    From a `make_optimizer` state: the norm is the one before clipping; frozen parameters are not in it. The state of
+    another optimizer may lack them: then the norm is that of `grads`, and the rate is left out.
     """
-    get = optax.tree.get
-    return {key: get(opt_state, key) for key in ("learning_rate", "grad_norm")}
+    get = functools.partial(optax.tree.get, opt_state, default=None)
+    norm, rate = get("grad_norm"), get("learning_rate")
+    values = {} if rate is None else {"learning_rate": rate}
+    return values | {"grad_norm": optax.tree.norm(grads) if norm is None else norm}
 
 
 def _scale_by_rate(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:

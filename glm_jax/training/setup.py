@@ -22,8 +22,8 @@ from glm_jax.model.transformer import GLM, init_params, parameter_count
 from glm_jax.tokenizers.special import SpecialTokens
 from glm_jax.training import durations, optimizer
 from glm_jax.training.train_step import (
+    LossSums,
     Objective,
-    Sums,
     TokenRows,
     TrainState,
     blank_infilling,
@@ -43,16 +43,15 @@ class StepSchedule:
     warmup: int
     log: int
     evaluate: int
-    show: int
+    sample: int
     checkpoint: int
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSetup:
-    """The compiled-on-first-use functions of a run and what they need. Call them inside `activate()`."""
+    """The functions of a run, compiled on first use, and what they need. Call them inside `activate()`."""
 
     model: GLM
-    corruption: CorruptionConfig | None  # None where rows are not corrupted: fine-tuning
     optimizer: optax.GradientTransformation
     mesh: Mesh
     rules: sharding.Rules
@@ -60,13 +59,20 @@ class TrainingSetup:
     abstract_state: TrainState  # of jax.ShapeDtypeStructs with shardings
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # rows: of the run's objective
-    eval_step: Callable[[Any, Any], Sums] | None
-    corrupt: Callable[[TokenRows], Batch] | None  # as the training step does
-    corrupt_held_out: Callable[[TokenRows], Batch] | None  # validation's own randomness: the same in every evaluation
 
     def activate(self):
         """Context in which mesh and sharding rules hold."""
         return _active(self.mesh, self.rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingSetup(TrainingSetup):
+    """The functions of a run that learns from corrupted text."""
+
+    corruption: CorruptionConfig
+    eval_step: Callable[[Any, TokenRows], LossSums]
+    corrupt: Callable[[TokenRows], Batch]  # as the training step does
+    corrupt_held_out: Callable[[TokenRows], Batch]  # validation's own randomness: the same in every evaluation
 
 
 @contextlib.contextmanager
@@ -155,11 +161,11 @@ def _check_masks(tokenizer: ConfigDict, corruption: CorruptionConfig) -> None:
     if tokenizer.vocabulary is None:
         return
     hides = corruption.block_mask_prob > 0 or corruption.context_mask_ratio > 0
-    for key, wanted, names in (
+    for key, needed, names in (
         ("task_masks", corruption.task_masks, "[gMASK] and [sMASK]"),
         ("block_mask", hides, "[dBLOCK]"),
     ):
-        if wanted and not tokenizer[key]:
+        if needed and not tokenizer[key]:
             raise ValueError(
                 f"the corruption writes {names}, which the {tokenizer.vocabulary} vocabulary gets only with "
                 f"data.tokenizer.{key} = True"
@@ -193,7 +199,7 @@ def resolve_durations(config: ConfigDict, rows: int | None = None) -> StepSchedu
         warmup=warmup,
         log=steps(config.log_every, name="log_every", total_steps=total),
         evaluate=steps(config.eval_every, name="eval_every", total_steps=total),
-        show=steps(config.sample_every, name="sample_every", total_steps=total),
+        sample=steps(config.sample_every, name="sample_every", total_steps=total),
         checkpoint=steps(config.checkpoint_every, name="checkpoint_every", total_steps=total),
     )
 
@@ -207,7 +213,7 @@ def make_setup(
     vocab_size: int,
     special: SpecialTokens,
     sentence_ends: Any,
-) -> TrainingSetup:
+) -> PretrainingSetup:
     """The functions of a pretraining run, sharded over `mesh`; nothing is compiled yet.
 
     `sentence_ends` is bool [V]. Raises ValueError for sizes that model, optimizer or mesh refuse.
@@ -221,8 +227,8 @@ def make_setup(
         model, blank_infilling(model, corrupt_rows), config, schedule, mesh, rules, together=len(corruption.slots())
     )
     evaluate = make_eval_step(blank_infilling(model, corrupt_held_out))
-    return dataclasses.replace(
-        built,
+    return PretrainingSetup(
+        **vars(built),
         corruption=corruption,
         eval_step=jax.jit(evaluate, out_shardings=sharding.replicated(mesh)),
         corrupt=jax.jit(corrupt_rows),
@@ -240,7 +246,7 @@ def make_setup_for(
     parameters: Callable[[GLM, Any], Any] = init_params,
     together: int = 1,
 ) -> TrainingSetup:
-    """The functions of a run that minimises `objective`: those that evaluate are None.
+    """The functions of a run that minimises `objective`.
 
     `parameters` makes fresh ones, boxed with their logical axes. `together` is for `make_train_step`.
     """
@@ -268,7 +274,6 @@ def make_setup_for(
     replicated = sharding.replicated(mesh)
     return TrainingSetup(
         model=model,
-        corruption=None,
         optimizer=tx,
         mesh=mesh,
         rules=rules,
@@ -276,7 +281,4 @@ def make_setup_for(
         abstract_state=sharding.with_shardings(boxed, shardings),
         init=jax.jit(lambda key: sharding.unbox(init_state(model, tx, key, parameters)), out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
-        eval_step=None,
-        corrupt=None,
-        corrupt_held_out=None,
     )

@@ -21,16 +21,22 @@ from glm_jax.tokenizers.special import SpecialTokens
 from glm_jax.training import optimizer
 
 Leaf = Any
-Objective = Callable[..., tuple[Leaf, "Sums"]]  # (params, rows, dropout_key=None, score=False) -> (sum, Sums)
+# (params, rows, dropout_key=None, score=False) -> (sum of losses to be differentiated, LossSums)
+Objective = Callable[..., tuple[Leaf, "LossSums"]]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What a run carries from step to step. Seed and data position stand beside it on disk."""
+    """What a run carries from step to step. Seed and data position are saved beside it."""
 
     step: Leaf  # int32 [], optimizer steps done
     params: Leaf
     opt_state: Leaf
+
+    @classmethod
+    def create(cls, params: Leaf, tx: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step with the optimizer `tx`."""
+        return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
 @flax.struct.dataclass
@@ -43,14 +49,16 @@ class TokenRows:
 
 
 @flax.struct.dataclass
-class Sums:
-    """Token-weighted sums over targets, to be divided once, at the very end. float32.
+class LossSums:
+    """Sums over the targets of some rows, to be divided once, at the very end. float32.
 
-    The second axis tells text from end tokens: n-gram baselines know only text.
+    `loss` and `weight` have the same shape: [] where all targets are of one kind, else one entry a kind. Blank
+    infilling has [objectives 2], where the second axis separates text from end tokens, because n-gram baselines know
+    only text.
     """
 
-    loss: Leaf  # [objectives 2], nats
-    weight: Leaf  # [objectives 2]
+    loss: Leaf  # nats, weighted
+    weight: Leaf  # of the targets
     correct: Leaf  # []
     raw_tokens: Leaf  # []
 
@@ -62,8 +70,7 @@ def init_state(
     parameters: Callable[[GLM, Leaf], Leaf] = init_params,
 ) -> TrainState:
     """A fresh state whose parameters carry logical axes; trace it (`jax.eval_shape`, `jax.jit`) to shard it."""
-    params = parameters(model, key)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+    return TrainState.create(parameters(model, key), tx)
 
 
 def make_corrupt(
@@ -80,13 +87,12 @@ def make_corrupt(
 
 def apply_loss(
     model: GLM, params: Leaf, rows: TokenRows, batch: Batch, dropout_key: Leaf = None, score: bool = False
-) -> tuple[Leaf, Sums]:
-    """Sum over targets of weight · -log p (to be differentiated), and the sums of the batch.
+) -> tuple[Leaf, LossSums]:
+    """Sum over targets of weight · -log p (to be differentiated), and the sums of the batch by kind of target.
 
     `score` also counts correct targets, which costs a pass over the logits.
     """
     result = target_losses(model, params, batch, dropout_key=dropout_key, score=score)
-    weights = batch.target_weights
     # Text or end token, for each objective: six kinds of targets.
     kind = batch.target_objective() * 2 + (batch.target_source >= rows.tokens.shape[1])
     kinds = kind[None] == jnp.arange(2 * len(OBJECTIVES))[:, None, None]
@@ -94,10 +100,10 @@ def apply_loss(
     def by_kind(values):
         return jnp.where(kinds, values[None], 0).sum((1, 2)).reshape(-1, 2)
 
-    sums = Sums(
+    sums = LossSums(
         loss=by_kind(result.losses),
-        weight=by_kind(weights),
-        correct=jnp.sum(result.correct * weights) if score else jnp.zeros(()),
+        weight=by_kind(batch.target_weights),
+        correct=jnp.sum(result.correct * batch.target_weights) if score else jnp.zeros(()),
         raw_tokens=rows.lengths.sum().astype(jnp.float32),
     )
     return result.total, jax.lax.stop_gradient(sums)
@@ -112,24 +118,51 @@ def blank_infilling(model: GLM, corrupt_rows: Callable[[TokenRows], Batch]) -> O
     return objective
 
 
+def batch_objective(model: GLM) -> Objective:
+    """The loss of all targets of a `Batch`, for loops that make their batches outside of the step."""
+
+    def objective(params, batch: Batch, dropout_key=None, score=False):
+        result = target_losses(model, params, batch, dropout_key=dropout_key, score=score)
+        sums = LossSums(
+            loss=result.losses.sum(),
+            weight=batch.target_weights.sum(),
+            correct=jnp.sum(result.correct * batch.target_weights) if score else jnp.zeros(()),
+            raw_tokens=(batch.prefix_lengths.sum() + batch.target_weights.sum()).astype(jnp.float32),
+        )
+        return result.total, jax.lax.stop_gradient(sums)
+
+    return objective
+
+
 def make_train_step(
     model: GLM,
     tx: optax.GradientTransformation,
-    objective: Objective,
+    objective: Objective | None = None,
     *,
-    seed: int,
+    seed: int = 0,
     grad_accumulation_steps: int = 1,
     together: int = 1,
 ) -> Callable[[TrainState, Leaf], tuple[TrainState, dict[str, Leaf]]]:
     """Returns step(state, rows) -> (state, metrics); jit it with the state donated.
 
-    `objective` gives a sum of losses and the `Sums` of the rows; `rows` is what it reads.
+        step = jax.jit(make_train_step(model, tx), donate_argnums=0)
+        state, metrics = step(TrainState.create(params, tx), batch)
+
     The loss is the mean over all targets of the global batch. (The original takes the mean per device and micro batch
-    and then the mean of those, which weights short answers more.) With `grad_accumulation_steps` > 1 the rows are cut
-    into that many micro batches, whose gradients a scan adds up; only dropout depends on the cut. It never parts
-    `together` consecutive rows: those that share a row of the model.
-    Metrics: the loss, gradient norm before clipping, learning rate, and the `Sums` of the batch.
+    and then the mean of those, which weights short answers more.) Metrics: `loss`, `grad_norm` before clipping,
+    `learning_rate` if the optimizer's state holds it (as with `make_optimizer`), and `sums`, the batch's `LossSums`.
+
+    Args:
+      model: its dropout rates decide whether the step needs random numbers.
+      tx: any Optax optimizer.
+      objective: (params, rows, dropout_key) -> (sum of losses, LossSums); by default `batch_objective(model)`, for
+        which rows are a `Batch`.
+      seed: of dropout.
+      grad_accumulation_steps: the rows are cut into so many micro batches, whose gradients a scan adds up; only dropout
+        depends on the cut. It must divide the number of rows.
+      together: consecutive rows that a micro batch never separates, because they share a row of the model.
     """
+    objective = objective or batch_objective(model)
     rates = (model.config.hidden_dropout, model.config.attention_dropout)
 
     def gradients(params, rows, dropout_key, of_mean=False):
@@ -166,7 +199,7 @@ def make_train_step(
             grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": sums.loss.sum() / _count(sums), "sums": sums, **optimizer.metrics(opt_state)}
+        metrics = {"loss": sums.loss.sum() / _count(sums), "sums": sums, **optimizer.metrics(opt_state, grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
@@ -176,8 +209,8 @@ def _count(sums):
     return jnp.maximum(sums.weight.sum(), 1.0)
 
 
-def make_eval_step(objective: Objective) -> Callable[[Leaf, Leaf], Sums]:
-    """Returns step(params, rows) -> `Sums`, without dropout."""
+def make_eval_step(objective: Objective) -> Callable[[Leaf, Leaf], LossSums]:
+    """Returns step(params, rows) -> `LossSums`, without dropout."""
 
     def step(params, rows: Leaf):
         return objective(params, rows, score=True)[1]

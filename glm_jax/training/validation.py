@@ -9,8 +9,9 @@ from glm_jax import data
 from glm_jax.corruption.config import OBJECTIVES
 from glm_jax.data.ngram import NgramBaseline
 from glm_jax.distributed import sharding
-from glm_jax.training.setup import TrainingSetup
-from glm_jax.training.train_step import Sums, TokenRows
+from glm_jax.training.metrics import by_objective
+from glm_jax.training.setup import PretrainingSetup
+from glm_jax.training.train_step import LossSums, TokenRows
 
 BASELINES = ("unigram", "bigram", "interpolated_bigram")
 
@@ -24,7 +25,7 @@ def held_out_rows(rows, batch_size: int, max_examples: int | None, process: int 
         yield TokenRows(**batch)
 
 
-def evaluate(program: TrainingSetup, params, batches: Iterator[TokenRows]) -> dict[str, float]:
+def evaluate(setup: PretrainingSetup, params, batches: Iterator[TokenRows]) -> dict[str, float]:
     """Validation metrics, weighted by targets over all batches: independent of the batch size.
 
     `validation_loss` counts every target, `validation_text_loss` leaves the end tokens out, and one loss an objective
@@ -32,28 +33,26 @@ def evaluate(program: TrainingSetup, params, batches: Iterator[TokenRows]) -> di
     """
     total = None
     for rows in batches:
-        sums = program.eval_step(params, sharding.host_to_device(rows, program.mesh, program.rules))
+        sums = setup.eval_step(params, sharding.host_to_device(rows, setup.mesh, setup.rules))
         total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
     return summarise(jax.device_get(total), "validation_")
 
 
-def summarise(sums: Sums, prefix: str = "") -> dict[str, float]:
-    """Means from sums on the host."""
+def summarise(sums: LossSums, prefix: str = "") -> dict[str, float]:
+    """Means of the sums of blank infilling, fetched from the device."""
     loss, weight = np.asarray(sums.loss, np.float64), np.asarray(sums.weight, np.float64)
 
     def mean(part):
         return float(loss[part].sum() / max(weight[part].sum(), 1))
 
     means = {"loss": mean(...), "text_loss": mean(np.s_[:, 0])}
-    used = [i for i in range(len(OBJECTIVES)) if weight[i].sum()]
-    if len(used) > 1:
-        means |= {f"{OBJECTIVES[i]}_loss": mean(i) for i in used}
+    means |= {f"{name}_loss": float(part / max(count, 1)) for name, part, count in by_objective(loss, weight)}
     means["accuracy"] = float(sums.correct / max(weight.sum(), 1))
     return {prefix + name: value for name, value in means.items()}
 
 
 def baselines(
-    program: TrainingSetup, ngrams: NgramBaseline, batches: Iterator[TokenRows], cls: int
+    setup: PretrainingSetup, ngrams: NgramBaseline, batches: Iterator[TokenRows], cls: int
 ) -> dict[str, float]:
     """Losses in nats per target of three n-gram models, on the very targets that `evaluate` scores.
 
@@ -64,7 +63,7 @@ def baselines(
     """
     losses, counts = np.zeros((len(OBJECTIVES), 3)), np.zeros((len(OBJECTIVES), 2))
     for rows in batches:
-        slots = jax.device_get(program.corrupt_held_out(rows)).unpack()
+        slots = jax.device_get(setup.corrupt_held_out(rows)).unpack()
         for slot, batch in enumerate(slots):
             tokens = rows.tokens[slot :: len(slots)]
             row, slot = np.nonzero(batch.target_weights > 0)

@@ -1,8 +1,9 @@
 """What a run leaves on disk, and how it is opened again.
 
 config.json      the resolved config
+lock.json        while a process trains: who it is
 tokenizer/       the run's own copy
-checkpoints/     Orbax steps: parameters, optimizer, data position, metrics
+checkpoints/     Orbax steps: parameters, optimizer, data position, tokenizer's fingerprint, metrics
 metrics.jsonl    a line per logged step; tensorboard/ holds the same
 samples.md       blanks of held-out text, filled during the run
 loss.png         the loss curve
@@ -23,14 +24,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from glm_jax import tokenizers
-from glm_jax.config import model_config, upgrade
+from glm_jax.config import KINDS, model_config, upgrade, with_defaults
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import inference_mesh
 from glm_jax.files import compare_config, config_value, write_json_atomic
 from glm_jax.model.classifier_head import with_classifier
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM, init_params
+from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.training.checkpoint import Checkpointer, Restored
+from glm_jax.training.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +43,8 @@ FREE_KEYS = (
     "data.tokenize_workers", "data.loader_workers", "init_from", "compilation_cache",
 )  # fmt: skip
 
-BEST = ("validation_loss", "min")  # what the best checkpoint of a run is
-BEST_OF_TASKS = ("validation_score", "max")  # of a fine-tuning run
+# (metric, mode) of the best checkpoint, by the kind of run.
+BEST = {"pretrain": ("validation_loss", "min"), "finetune": ("validation_score", "max")}
 
 
 class RunFolderError(ValueError):
@@ -70,46 +73,95 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, in order: one that was being written when the run was killed is none."""
+        return sorted(int(path.name) for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit())
+
+    @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint: one that was being written when the run was killed is none."""
-        return any(path.name.isdigit() for path in self.checkpoints.glob("[0-9]*"))
+        """Whether there is a checkpoint."""
+        return bool(self.steps)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of a run that is complete; None for one that has something left to do."""
+        try:
+            result = json.loads((self.path / "result.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return result if self.begun and result.get("step") == self.steps[-1] else None
+
+    def read_config(self) -> dict[str, Any]:
+        """config.json with the keys of today. Raises RunFolderError when there is none, or it cannot be read."""
+        try:
+            config = json.loads(self.config.read_text())
+        except FileNotFoundError:
+            raise RunFolderError(
+                f"{self.path} is no run folder: it has no config.json (a --workdir of a training run)"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise RunFolderError(f"{self.config} is not JSON ({error}): choose another --workdir") from error
+        if not isinstance(config, dict):
+            raise RunFolderError(
+                f"{self.config} holds no config, but {type(config).__name__}: choose another --workdir"
+            )
+        config = upgrade(config)
+        if config["kind"] not in KINDS:
+            raise RunFolderError(f"{self.config}: kind {config['kind']!r} is not one of {', '.join(KINDS)}")
+        return config
+
+    def write_config(self, config: ConfigDict) -> None:
+        """Writes config.json. Call it on process 0."""
+        write_json_atomic(self.config, json.loads(to_json(config)))
 
     def check_shared(self) -> None:
-        """Raises RunFolderError when this host does not see what process 0 claimed: the disk is not shared."""
+        """Raises RunFolderError when this process does not see what process 0 claimed: the disk is not shared."""
         deadline = time.monotonic() + 30  # a network disk may show a new file late
         while not self.config.exists():
             if time.monotonic() > deadline:
                 raise RunFolderError(
-                    f"{self.config} is not seen on this host: --workdir must lie on a disk that all hosts share"
+                    f"{self.config} is not visible on this host: --workdir must be on a disk that all hosts share"
                 )
             time.sleep(0.5)
 
-    def claim(self, config: ConfigDict) -> None:
-        """Takes the folder for `config`, or checks that it already belongs to it. Call it on process 0.
-
-        A folder without a checkpoint belongs to nobody: a run that failed at once may be mended and started again.
-        Raises RunFolderError when the folder belongs to another config (naming the keys that differ), when its config
-        cannot be read, or when the path is a file.
-        """
+    def lock(self) -> RunLock:
+        """The lock of the one process that writes here. Raises RunFolderError when the path is a file."""
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file: choose a folder as --workdir")
-        current = json.loads(to_json(config))
-        if self.config.exists() and self.begun:
-            try:
-                saved = json.loads(self.config.read_text())
-            except ValueError as error:
-                raise RunFolderError(f"{self.config} is not JSON ({error}): choose another --workdir") from error
-            keys = [k for k in compare_config(saved, current) if not k.startswith(FREE_KEYS)]
-            if keys:
-                changes = "; ".join(
-                    f"{k}: {config_value(saved, k)!r} there, {config_value(current, k)!r} here" for k in keys
-                )
-                raise RunFolderError(
-                    f"{self.path} belongs to a run with another config ({changes}): "
-                    "set these back to resume it, or choose another --workdir"
-                )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.config, current)
+        return RunLock(self.path)
+
+    def claim(self, config: ConfigDict) -> None:
+        """Takes the folder for `config`, or checks that it already belongs to it. Call it on process 0, with the lock.
+
+        A folder without a checkpoint belongs to nobody: a run that failed at once may be mended and started again.
+        In a folder with one nothing is written; `write_config` does that once the resume is known to be valid.
+        Raises RunFolderError when the folder belongs to another config (naming the keys that differ), or when its
+        config cannot be read.
+        """
+        if not (self.begun and self.config.exists()):
+            self.write_config(config)
+            return
+        saved, current = with_defaults(self.read_config()), json.loads(to_json(config))
+        keys = [key for key in compare_config(saved, current) if not key.startswith(FREE_KEYS)]
+        if keys:
+            changes = "; ".join(
+                f"{key}: {config_value(saved, key)!r} there, {config_value(current, key)!r} here" for key in keys
+            )
+            raise RunFolderError(
+                f"{self.path} belongs to a run with another config ({changes}): "
+                "set these back to resume it, or choose another --workdir"
+            )
+
+    def check_tokenizer(self, tokenizer: Tokenizer, restored: Restored) -> None:
+        """Raises RunFolderError when `tokenizer` is not the one that the checkpoint was trained with.
+
+        Checkpoints of earlier versions do not say which one that was.
+        """
+        trained_with = (restored.data_position or {}).get("tokenizer")
+        if trained_with not in (None, tokenizer.fingerprint()):
+            raise RunFolderError(
+                f"the tokenizer {tokenizer.fingerprint()[:12]} is not {trained_with[:12]}, with which "
+                f"{restored.path} was trained: put the run's own files back into {self.tokenizer}"
+            )
 
 
 def to_json(config: ConfigDict) -> str:
@@ -126,14 +178,9 @@ def agreed_keys(config: ConfigDict) -> dict:
     return values
 
 
-def best_of(config: Mapping[str, Any]) -> tuple[str, str]:
-    """(metric, mode) of the best checkpoint of a run with this config.json."""
-    return BEST_OF_TASKS if "tasks" in config else BEST
-
-
-def parameters_of(config: Mapping[str, Any]) -> Callable[[GLM | GLMConfig, Any], Any]:
+def fresh_params(config: Mapping[str, Any]) -> Callable[[GLM | GLMConfig, Any], Any]:
     """What makes fresh parameters of a run with this config.json: the model's, and a classifier's where it has one."""
-    if not config.get("classes"):
+    if config["kind"] == "pretrain" or config["classes"] is None:
         return init_params
     return functools.partial(with_classifier, config["classes"])
 
@@ -145,25 +192,34 @@ def restore_run(
     step: int | str | None = None,
     mesh: Mesh | None = None,
     rules: sharding.Rules = sharding.RULES,
+    tokenizer: Tokenizer | None = None,
 ) -> Restored:
     """The float32 parameters of a run with this config.json, a classifier's among them, on `mesh` or `inference_mesh`.
 
     `step` is a number, "latest" or "best". None is what the run was for: of fine-tuning the best checkpoint, if its
-    scores name one; of pretraining the latest. Raises as `Checkpointer.restore_params`.
+    scores name one; of pretraining the latest. `config` is what `RunFolder.read_config` returns. Raises as
+    `Checkpointer.restore_params`, and as `RunFolder.check_tokenizer` for the run's `tokenizer` where it is given.
     """
-    boxed = jax.eval_shape(lambda key: parameters_of(config)(model, key), jax.random.key(0))
+    boxed = jax.eval_shape(lambda key: fresh_params(config)(model, key), jax.random.key(0))
     mesh = inference_mesh(model.num_heads, model.vocab_size) if mesh is None else mesh
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
-    with Checkpointer(folder.checkpoints, keep_best=best_of(config), read_only=True) as checkpointer:
+    with Checkpointer(folder.checkpoints, keep_best=BEST[config["kind"]], read_only=True) as checkpointer:
         if step is None:
-            step = "best" if "tasks" in config and checkpointer.best_step() is not None else "latest"
-        return checkpointer.restore_params(abstract, int(step) if str(step).isdigit() else step)
+            step = "best" if config["kind"] == "finetune" and checkpointer.best_step() is not None else "latest"
+        restored = checkpointer.restore_params(abstract, int(step) if str(step).isdigit() else step)
+    if tokenizer is not None:
+        folder.check_tokenizer(tokenizer, restored)
+    return restored
 
 
 def restore_model(folder: RunFolder, step: int | str | None = None) -> tuple[GLMConfig, Restored]:
-    """The model of a run, and its parameters as `restore_run` reads them. Raises RunFolderError for no run folder."""
-    if not folder.config.exists():
-        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json (a --workdir of a training run)")
-    config = upgrade(json.loads(folder.config.read_text()))
-    model = model_config(config["model"], tokenizers.load(folder.tokenizer).vocab_size)
-    return model, restore_run(folder, config, model, step)
+    """The model of a run, and its parameters as `restore_run` reads them.
+
+    Raises RunFolderError for no run folder, or a tokenizer that is not the one of the checkpoint.
+    """
+    config, tokenizer = folder.read_config(), tokenizers.load(folder.tokenizer)
+    try:
+        model = model_config(config["model"], tokenizer.vocab_size)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"{folder.config} does not describe a model: {type(error).__name__}: {error}") from error
+    return model, restore_run(folder, config, model, step, tokenizer=tokenizer)

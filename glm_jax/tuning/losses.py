@@ -5,14 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from glm_jax.corruption.config import OBJECTIVES
 from glm_jax.evaluation.cloze import candidate_scores, cloze_loss, forward
 from glm_jax.model.classifier_head import classifier_logits
 from glm_jax.model.fused_cross_entropy import fused_linear_cross_entropy
 from glm_jax.model.losses import token_losses
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch
-from glm_jax.training.train_step import Objective, Sums
+from glm_jax.training.train_step import LossSums, Objective
 
 
 def task_objective(
@@ -70,10 +69,9 @@ def task_objective(
                 weight = jnp.where(is_choice, weight, batch.target_weights.sum(1))
         total = written.total if writes else each.sum()
         read = batch.prefix_lengths + batch.target_weights.sum(1)
-        nothing = jnp.zeros((len(OBJECTIVES), 2))
-        sums = Sums(
-            loss=nothing.at[0, 0].set(each.sum()),
-            weight=nothing.at[0, 0].set(weight.sum()),
+        sums = LossSums(
+            loss=each.sum(),
+            weight=weight.sum(),
             correct=jnp.zeros(()),
             raw_tokens=read.sum().astype(jnp.float32),
         )

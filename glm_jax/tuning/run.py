@@ -1,10 +1,12 @@
 """A fine-tuning run from its checkpoint to its result: one run or several seeds, and the test at the end."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from ml_collections import ConfigDict
 
 from glm_jax import tokenizers
 from glm_jax.config import OVERRIDABLE
+from glm_jax.distributed import processes
 from glm_jax.evaluation import results as results_lib
 from glm_jax.evaluation.classifier import num_classes
 from glm_jax.files import write_json_atomic
@@ -20,61 +23,80 @@ from glm_jax.interop import from_pretrained
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.task import Task
-from glm_jax.training.trainer import train
+from glm_jax.training.trainer import train_task
 from glm_jax.training.workdir import RunFolder
-from glm_jax.tuning.task import FromCheckpoint, check_keys, evaluate_tasks, tasks_of
+from glm_jax.tuning.task import FinetuningTask, check_keys, evaluate_tasks, tasks_of
 
 logger = logging.getLogger(__name__)
 
 
-def finetune(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    """Fine-tunes `config.init_from` on `config.tasks` in `workdir`; the same call goes on where a run stopped.
+def finetune(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    on_log: Callable[[int, Mapping[str, Any]], None] | None = None,
+    profile: str | None = None,
+) -> dict[str, Any]:
+    """Fine-tunes `config.init_from` on `config.tasks` in `workdir`; the same call resumes a run that stopped.
 
-    With several `config.seeds`, each has a run in workdir/seed-N. Returns what workdir/test.json says: for every number
-    {"mean", "deviation", "values"}, the deviation being that of a sample; and the split and count of every task.
+    With several `config.seeds`, each has a run in workdir/seed-N. `on_log` and `profile` are those of
+    `trainer.train_task`, for each run. Returns the contents of workdir/test.json: for every number {"mean",
+    "deviation", "values"}, where the deviation is that of a sample; and the split and count of every task.
     Raises ValueError for a config, a checkpoint or a folder that cannot be used, TaskError for a task or example that
-    cannot, before anything is compiled; and as `trainer.train`.
+    cannot, before anything is compiled; and as `trainer.train_task`.
     """
-    if "tasks" not in config:
-        raise ValueError("this config names no tasks: take one of configs/finetune/, or start glm_jax.pretrain with it")
+    if config.kind != "finetune":
+        raise ValueError(
+            "this config is for pretraining: take one of configs/finetune/, or start the verb pretrain with it"
+        )
+    run = functools.partial(_run, on_log=on_log, profile=profile)
     seeds = config.seeds
     if seeds is None:
-        return _summary(workdir, [_one(config, workdir)])
+        complete = RunFolder(pathlib.Path(workdir)).finished() is not None
+        resolved, folder = run(config, workdir)
+        saved = json.dumps(_saved_test(folder) if complete else None)
+        summary = json.loads(processes.allgather_text("looking for a finished test", saved)[0])
+        return summary or _summary(workdir, [_test(resolved, folder)])
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds {tuple(seeds)} must be different numbers, at least one")
-    runs = []
+    results = []
     for seed in seeds:
         logger.info("seed %d", seed)
-        own = config.copy_and_resolve_references()
-        with own.ignore_type():
-            own.seed, own.seeds = seed, None
-        runs.append(_one(own, os.path.join(workdir, f"seed-{seed}")))
-    return _summary(workdir, runs)
+        copy = config.copy_and_resolve_references()
+        with copy.ignore_type():
+            copy.seed, copy.seeds = seed, None
+        results.append(_test(*run(copy, os.path.join(workdir, f"seed-{seed}"))))
+    return _summary(workdir, results)
 
 
-def _one(config, workdir):
+def _run(config, workdir, **options):
+    """Trains one seed; returns the config, complete with the checkpoint's model, and the folder."""
     config, folder = config.copy_and_resolve_references(), RunFolder(pathlib.Path(workdir))
-    train(config, workdir, open_checkpoint(config, folder))
-    return _test(config, folder)
+    train_task(open_checkpoint(config, folder), workdir, **options)
+    return config, folder
 
 
-def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
-    """The subject of the run; completes `config` with the checkpoint's model and, for a classifier, its classes.
+def _saved_test(folder):
+    path = folder.path / "test.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FinetuningTask:
+    """The task of the run; completes `config` with the checkpoint's model and, for a classifier, its classes.
 
     A run that has begun needs its own folder only. Raises FormatError for a checkpoint that cannot be read or has no
     tokenizer.
     """
     tasks = _checked_tasks(config)
     if folder.begun and folder.config.exists():
-        model = json.loads(folder.config.read_text())["model"]
-        subject = FromCheckpoint(tokenizers.load(folder.tokenizer))
+        model, params = folder.read_config()["model"], None
+        tokenizer = tokenizers.load(folder.tokenizer)
     else:
         source = from_pretrained(config.init_from, dtype="float32", tokenizer=config.tokenizer)
-        source.require_tokenizer()
-        model = dataclasses.asdict(source.model.config)
+        tokenizer = source.require_tokenizer()
+        model, params = dataclasses.asdict(source.model.config), source.model_params
         if config.head == "classifier" and "classifier" in source.params:
             logger.warning("the classification head of %s is not used: the new one starts fresh", config.init_from)
-        subject = FromCheckpoint(source.tokenizer, source.model_params)
     model |= {key: config.model[key] for key in OVERRIDABLE if config.model[key] is not None}
     with config.unlocked():
         for key in config.model:
@@ -82,11 +104,11 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FromCheckpoint:
                 config.model[key] = model.get(key)
         if config.head == "classifier":
             config.classes = num_classes(tasks[0])
-    return subject
+    return FinetuningTask(config, tokenizer, params)
 
 
 def _checked_tasks(config):
-    """The tasks, their splits opened: what is missing is told before a checkpoint is read."""
+    """The tasks, their splits opened: what is missing is reported before a checkpoint is read."""
     check_keys(config)
     if fixed := [key for key in config.model if key not in OVERRIDABLE and config.model[key] is not None]:
         raise ValueError(

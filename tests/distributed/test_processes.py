@@ -77,7 +77,7 @@ def test_two_hosts_tell_what_is_wrong(tmp_path):
     told = [re.findall(r"^TOLD (.*)", output, re.M) for output in outputs]
     assert all("done" in output for output in outputs), "\n".join(outputs)
     for lines in told:
-        differ = r"HostError hosts differ: config.batch_size is 9 on .+ \(process 1\), 8 on .+ \(process 0\)"
+        differ = r"HostError processes differ: config.batch_size is 9 on .+ \(process 1\), 8 on .+ \(process 0\)"
         assert re.match(differ, lines[0])
         assert "config.data.seed is 0" in lines[0]
         assert "same" not in lines[0].split("Start all")[0]
@@ -99,7 +99,7 @@ def test_what_went_wrong_here_is_said_though_the_others_are_lost(monkeypatch):
     def lost(*arguments):
         raise HostError("host1 did not arrive")
 
-    monkeypatch.setattr(processes, "exchange", lost)
+    monkeypatch.setattr(processes, "allgather_text", lost)
     with pytest.raises(OSError, match="disk is full"), processes.all_or_none("saving"):
         raise OSError("disk is full")
     with pytest.raises(HostError, match="host1"), processes.all_or_none("saving"):

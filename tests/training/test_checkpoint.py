@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glm_jax.training import checkpoint, optimizer
+from glm_jax.training import optimizer
 from glm_jax.training.checkpoint import Checkpointer, CheckpointError
+from glm_jax.training.checksum import checksums
 from tests.helpers import two_processes
 from tests.helpers.compiler_flags import fake_devices
 
@@ -377,7 +378,7 @@ def test_refuses_before_writing(tmp_path):
 
 def test_checksum_sees_every_bit_place_and_name():
     def checksum(**params):
-        return checkpoint._checksums({"params": params})["params"]
+        return checksums({"params": params})["params"]
 
     a, b = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), np.ones((3, 4), np.float32)
     original = checksum(a=jnp.asarray(a), b=jnp.asarray(b))

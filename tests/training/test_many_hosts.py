@@ -8,8 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from glm_jax.distributed.processes import RESTART
 from glm_jax.training.metric_writer import read_metrics
-from glm_jax.training.trainer import train
+from glm_jax.tuning.train import train
 from tests.helpers import tiny_run, two_processes
 from tests.helpers.compiler_flags import fake_devices
 from tests.helpers.paths import ROOT
@@ -63,7 +64,7 @@ def test_sigterm_then_kill_then_one_host(tmp_path):
     processes = _start(tmp_path, devices=2)
     _wait_for_step(processes, tmp_path, 2)
     processes[1].send_signal(signal.SIGTERM)  # one host is told; both stop, at the same step
-    assert [process.wait(300) for process in processes] == [processes.RESTART] * 2
+    assert [process.wait(300) for process in processes] == [RESTART] * 2
     stopped = max(_losses(tmp_path / "run"))
     assert 2 < stopped < 70
     assert (tmp_path / "run" / "checkpoints" / str(stopped)).is_dir()
@@ -71,7 +72,7 @@ def test_sigterm_then_kill_then_one_host(tmp_path):
     processes = _start(tmp_path, devices=4)  # another mesh
     _wait_for_step(processes, tmp_path, stopped + 5)
     processes[1].kill()
-    assert processes[0].wait(300) not in (0, processes.RESTART)  # it notices, and does not wait for ever
+    assert processes[0].wait(300) not in (0, RESTART)  # it notices, and does not wait for ever
     assert f"restored step {stopped}" in (tmp_path / "0.log").read_text()
 
     train(tiny_run.config(tmp_path, **CHANGES), str(tmp_path / "run"))  # one host

@@ -1,5 +1,6 @@
 """What a run measures of itself."""
 
+import contextlib
 import logging
 import time
 import types
@@ -10,13 +11,14 @@ import pytest
 
 from glm_jax.distributed import accelerators
 from glm_jax.training import metrics
+from glm_jax.training.metric_writer import MetricWriter, read_metrics
 from glm_jax.training.metrics import NonFiniteError, StepMetrics
 from glm_jax.training.profiling import Profile
-from glm_jax.training.train_step import Sums
+from glm_jax.training.train_step import LossSums
 
 
 def _metrics(loss=1.0):
-    sums = Sums(loss=np.ones((3, 2)), weight=np.ones((3, 2)), correct=np.zeros(()), raw_tokens=np.float32(100))
+    sums = LossSums(loss=np.ones((3, 2)), weight=np.ones((3, 2)), correct=np.zeros(()), raw_tokens=np.float32(100))
     return {"loss": np.float32(loss), "grad_norm": np.float32(1), "learning_rate": np.float32(0.1), "sums": sums}
 
 
@@ -53,8 +55,8 @@ def test_percentiles_are_of_single_steps_without_what_is_excluded(monkeypatch):
         now[0] += 1.0 if step < 99 else 5.0
         measured.add(step, _metrics())
         if step == 50:
-            now[0] += 1000.0
-            measured.exclude(1000.0)
+            with measured.paused():
+                now[0] += 1000.0
     values = measured.close()
     assert values["step_seconds_p50"] == 1.0
     assert values["step_seconds_p95"] == 1.0
@@ -71,6 +73,19 @@ def test_compilations_are_counted():
         function(np.ones(7, np.float32)).block_until_ready()
     measured.add(2, _metrics())
     assert measured.close()["compilations"] == before + 1
+
+
+def test_a_resume_cuts_what_was_logged_later(tmp_path):
+    texts = {step: f"- a **[{step}]** b\n## no heading of ours" for step in (4, 8)}
+    with contextlib.closing(MetricWriter(tmp_path, start=0, total=10)) as writer:
+        for step, text in texts.items():
+            writer.metrics(step, {"loss": float(step)})
+            writer.sample(step, text)
+    for start in (5, 5, 0):
+        MetricWriter(tmp_path, start=start, total=10).close()
+        kept = [step for step in texts if step <= start]
+        assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == kept
+        assert (tmp_path / "samples.md").read_text() == "".join(f"## step {s}\n\n{texts[s]}\n\n" for s in kept)
 
 
 def test_what_is_no_number_names_its_step():

@@ -99,6 +99,26 @@ def _rows(count, step, seed=0):
     return TokenRows(tokens, np.full(count, 48, np.int32), np.arange(step * count, (step + 1) * count, dtype=np.uint32))
 
 
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_a_batch_and_any_optax_optimizer_make_a_step(small, pieces):
+    """As in a loop of one's own: loss and gradient are those of the run's step on the rows behind the batch."""
+    model, run_tx, corrupt_rows = small
+    params = unbox(init_state(model, optax.identity(), jax.random.key(1)).params)
+    rows, tx = _rows(8, 0), optax.adamw(1e-2)
+    _, expected = jax.jit(make_train_step(model, run_tx, blank_infilling(model, corrupt_rows)))(
+        TrainState.create(params, run_tx), rows
+    )
+    step = jax.jit(make_train_step(model, tx, grad_accumulation_steps=pieces))
+    state, metrics = step(TrainState.create(params, tx), jax.jit(corrupt_rows)(rows))
+    assert set(metrics) == {"loss", "grad_norm", "sums"}
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"], rtol=1e-4)
+    np.testing.assert_allclose(metrics["sums"].weight, expected["sums"].weight.sum(), rtol=1e-6)
+    assert state.step == 1
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, state.params)
+    assert min(jax.tree.leaves(moved)) > 0
+
+
 def test_accumulation_changes_nothing(small):
     """Token-weighted: the same losses and parameters as the whole batch at once, though targets differ in number."""
     model, tx, corrupt_rows = small

@@ -1,7 +1,9 @@
 """Whole runs: they learn, they stop and go on bit for bit, and they refuse what cannot work."""
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +13,19 @@ import jax
 import numpy as np
 import pytest
 
+from glm_jax import config as config_lib
 from glm_jax.data.errors import DataError
+from glm_jax.decoding import fill
+from glm_jax.distributed import processes
 from glm_jax.interop import from_pretrained
 from glm_jax.training import samples
 from glm_jax.training.metric_writer import read_metrics
 from glm_jax.training.metrics import NonFiniteError
-from glm_jax.training.trainer import Interrupted, train
-from glm_jax.training.workdir import RunFolder, RunFolderError
+from glm_jax.training.run_lock import LockError, RunLock
+from glm_jax.training.trainer import Interrupted
+from glm_jax.training.workdir import RunFolder, RunFolderError, restore_model
+from glm_jax.tuning import train as train_module
+from glm_jax.tuning.train import train
 from tests.helpers import tiny_run
 from tests.helpers.crash_resume import ROOT, assert_same_end, kill_at, losses
 
@@ -62,22 +70,28 @@ def test_a_trained_model_fills_blanks(finished):
 def test_a_complete_run_is_not_trained_again(finished, corpus):
     folder, result = finished
     before = (folder / "metrics.jsonl").read_text()
-    again = train(tiny_run.config(corpus), str(folder))
-    assert again["validation_loss"] == result["validation_loss"]
+    began = time.monotonic()
+    assert train(tiny_run.config(corpus), str(folder)) == pytest.approx(result)
+    assert time.monotonic() - began < 2  # nothing is opened or compiled
     assert (folder / "metrics.jsonl").read_text() == before
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(finished, corpus, monkeypatch):
     folder = corpus / "interrupted"
-    progress = "glm_jax.training.metric_writer.Report.progress"
+    progress = "glm_jax.training.metric_writer.MetricWriter.progress"
 
     def interrupt(self, step, values):
         if step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(progress, interrupt)
-    with pytest.raises(Interrupted, match="stopped after step 7, which is saved"):
-        train(tiny_run.config(corpus), str(folder))
+    logged = {}
+    with pytest.raises(Interrupted, match="stopped after step 7, which is saved") as interrupt_info:
+        train(tiny_run.config(corpus), str(folder), on_log=lambda step, metrics: logged.setdefault(step, metrics))
+    assert isinstance(interrupt_info.value, KeyboardInterrupt)  # ends a notebook's cell, and no `except Exception`
+    assert interrupt_info.value.exit_code == processes.RESTART
+    assert {step: metrics["loss"] for step, metrics in logged.items()} == losses(folder)
+    assert not (folder / "lock.json").exists()
     monkeypatch.undo()
     train(tiny_run.config(corpus), str(folder))
     assert_same_end(finished[0], folder)
@@ -97,6 +111,7 @@ def _config_file(corpus, duration):
     return path
 
 
+@pytest.mark.thorough
 def test_kill_9_and_resume_is_bitwise(finished, corpus):
     folder = corpus / "killed"
     command = _command(corpus, folder, _config_file(corpus, "12 steps"))
@@ -120,6 +135,7 @@ def test_three_kills_at_random_moments(corpus, attempt):
     assert_same_end(whole, folder)
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_no_number_stops_the_run(corpus):
     folder = corpus / "diverged"
     config = tiny_run.config(corpus, schedule__peak_lr=1e38, schedule__warmup="6 steps", optimizer__max_grad_norm=None)
@@ -131,13 +147,15 @@ def test_a_loss_that_is_no_number_stops_the_run(corpus):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-def test_accumulation_keeps_batches_andlosses(finished, corpus):
+@pytest.mark.thorough
+def test_accumulation_keeps_batches_and_losses(finished, corpus):
     folder = corpus / "accumulated"
     train(tiny_run.config(corpus, grad_accumulation_steps=4), str(folder))
     whole, parts = losses(finished[0]), losses(folder)
     np.testing.assert_allclose([parts[s] for s in whole], list(whole.values()), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_init_from_starts_at_the_other_runs_parameters(finished, corpus):
     folder = corpus / "continued"
     config = tiny_run.config(corpus, init_from=str(finished[0]), schedule__peak_lr=0.0, train_duration="1 steps")
@@ -150,6 +168,108 @@ def test_the_folder_of_another_config_is_refused(finished, corpus):
         train(tiny_run.config(corpus, schedule__peak_lr=0.1), str(finished[0]))
 
 
+def _contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_refused_resume_changes_nothing(corpus, tmp_path):
+    """With a trained tokenizer and an edited corpus: the run keeps its tokenizer, its config and its checkpoints."""
+    text = tmp_path / "corpus.txt"
+    text.write_text((corpus / "corpus.txt").read_text())
+    folder = tmp_path / "run"
+
+    def config(**changes):
+        config = tiny_run.config(corpus, train_duration="2 steps", sample_every="0 steps", **changes)
+        config.data.corpora = ({"source": str(text), "validation_fraction": 0.1},)
+        config.data.data_dir = str(tmp_path / "data")
+        with config.data.tokenizer.ignore_type():
+            config.data.tokenizer.path = None
+        config.data.tokenizer.vocab_size, config.data.tokenizer.pad_vocab_to_multiple_of = 300, 64
+        return config
+
+    train(config(), folder)
+    (folder / "result.json").unlink()  # else it is complete, and nothing is opened
+    before = _contents(folder)
+    text.write_text(text.read_text().replace("ba", "zu"))
+    with pytest.raises(DataError, match="trained on other rows"):
+        train(config(log_every="2 steps"), folder)
+    assert _contents(folder) == before
+    from_pretrained(folder)
+    foreign = tiny_run.config(corpus).data.tokenizer.path
+    for name in ("tokenizer.json", "sentencepiece.model"):
+        shutil.copy(f"{foreign}/{name}", folder / "tokenizer" / name)
+    for opener in (from_pretrained, lambda path: restore_model(RunFolder(path))):
+        with pytest.raises(RunFolderError, match=r"the tokenizer \w+ is not \w+, with which .*/2 was trained: put the"):
+            opener(folder)
+
+
+def test_a_checkpoint_without_a_fingerprint_opens(finished, tmp_path):
+    """As those of earlier versions are."""
+    folder = tmp_path / "old"
+    shutil.copytree(finished[0], folder)
+    for position in folder.glob("checkpoints/*/data/metadata"):
+        saved = json.loads(position.read_text())
+        assert saved.pop("tokenizer") == from_pretrained(finished[0]).tokenizer.fingerprint()
+        position.write_text(json.dumps(saved))
+    jax.tree.map(np.testing.assert_array_equal, from_pretrained(folder).params, from_pretrained(finished[0]).params)
+
+
+def test_a_folder_in_use_is_refused_in_one_line(finished, corpus):
+    with RunLock(finished[0]):
+        before = _contents(finished[0])
+        with pytest.raises(
+            LockError, match=rf"is in use by process {os.getpid()} on .*: wait for it, or choose another"
+        ):
+            train(tiny_run.config(corpus), str(finished[0]))
+        assert _contents(finished[0]) == before
+
+
+@pytest.mark.thorough
+def test_a_run_whose_folder_was_taken_over_saves_nothing(corpus, tmp_path):
+    folder = tmp_path / "run"
+
+    def take_over(step, metrics):
+        (folder / "lock.json").write_text(json.dumps({"process": 7, "host": "elsewhere", "token": "other"}))
+
+    with pytest.raises(LockError, match="taken over by process 7 on elsewhere"):
+        train(tiny_run.config(corpus, train_duration="4 steps", eval_every="0 steps"), folder, on_log=take_over)
+    assert not RunFolder(folder).begun
+
+
+@pytest.mark.thorough
+def test_a_folder_of_an_earlier_version_resumes(finished, corpus, tmp_path):
+    """Its config.json has the old keys, and none that is newer than it."""
+    folder = tmp_path / "old"
+    shutil.copytree(finished[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    for old, new in config_lib.OLD_KEYS.items():
+        *sections, name = new.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        section[old.rpartition(".")[2]] = section.pop(name)
+    for newer in ("kind", "patience"):
+        del config[newer]
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(folder / "checkpoints" / "12")
+    assert from_pretrained(folder).step < 12
+    train(tiny_run.config(corpus), folder)
+    assert_same_end(finished[0], folder)
+    assert json.loads((folder / "config.json").read_text())["train_duration"] == "12 steps"
+
+
+def test_log_lines_are_shown_where_nobody_configured_logging(monkeypatch, capsys):
+    logger = logging.getLogger("glm_jax")
+    with train_module._log_lines():
+        logger.info("compiling")
+    logger.info("not shown")
+    assert capsys.readouterr().err == "compiling\n"
+    monkeypatch.setattr(logging.getLogger(), "level", logging.ERROR)  # somebody wants less
+    with train_module._log_lines():
+        logger.info("not shown")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -159,18 +279,21 @@ def test_the_folder_of_another_config_is_refused(finished, corpus):
             "puts 3 examples into a row, and 8 examples of a micro batch are no multiple of 3 on each of 1 parts",
         ),
         ({"data__sequence_length": 128}, "position_ids reach from 127 to 127"),
-        ({"duration": "5 lightyears"}, "unknown unit 'lightyears'"),
-        ({"duration": "0 steps"}, "is 0 steps"),
+        ({"train_duration": "5 lightyears"}, "unknown unit 'lightyears'"),
+        ({"train_duration": "0 steps"}, "is 0 steps"),
         ({"mesh__data": 2, "mesh__fsdp": 4}, "does not fit 1 devices"),
         ({"model__num_heads": 5}, "hidden_size 32 must be a multiple of num_heads 5"),
         ({"corruption__sentence": -1.0}, "must be non-negative"),
         ({"optimizer__name": "adam"}, "choose from adamw"),
-        ({"rules": (("vocabulary", None),), "batch_size": 0}, "batch_size 0"),
+        ({"logical_axis_rules": (("vocabulary", None),), "batch_size": 0}, "batch_size 0"),
         ({"init_from": "/no/such/run"}, "no run folder"),
-        ({"rules": (("vocab", "fsdp"), ("embed", None))}, "rules split both 'batch' and 'vocab' over fsdp"),
+        (
+            {"logical_axis_rules": (("vocab", "fsdp"), ("embed", None))},
+            "rules split both 'batch' and 'vocab' over fsdp",
+        ),
         ({"corruption__sentinel_offset": 5, "model__block_positions": False}, "without block_positions does not have"),
         ({"corruption__sentinel_offset": 5, "corruption__random_position": True}, "sentinels stand at the last"),
-        ({"schedule__warmup": "80 %", "duration": "100 steps"}, "warmup of 80 steps is more than half"),
+        ({"schedule__warmup": "80 %", "train_duration": "100 steps"}, "warmup of 80 steps is more than half"),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_compiles(corpus, tmp_path, changes, message):

@@ -8,7 +8,7 @@ from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.corruption.corrupt import corrupt
 from glm_jax.data.ngram import NgramBaseline
 from glm_jax.training import validation
-from glm_jax.training.setup import TrainingSetup
+from glm_jax.training.setup import PretrainingSetup
 from glm_jax.training.train_step import TokenRows
 from tests.helpers.corruption_records import SPECIAL
 
@@ -40,9 +40,9 @@ def test_baselines_know_the_token_before_each_target(pack_objectives):
     def corrupted(rows):
         return corrupt(jax.random.key(0), rows.tokens, rows.lengths, rows.index, config=config, special=SPECIAL)
 
-    program = object.__new__(TrainingSetup)  # of which only this function is asked
-    object.__setattr__(program, "corrupt_held_out", corrupted)
-    found = validation.baselines(program, Pairs(), iter([rows]), cls=CLS)
+    setup = object.__new__(PretrainingSetup)  # of which only this function is asked
+    object.__setattr__(setup, "corrupt_held_out", corrupted)
+    found = validation.baselines(setup, Pairs(), iter([rows]), cls=CLS)
     # A document's answer has no end token here, so its losses are those of the text.
     assert found["document_unigram"] == pytest.approx(1.0)
     assert found["document_bigram"] == pytest.approx(2.0)

@@ -1,12 +1,14 @@
 """Whole fine-tuning runs of a tiny model: all kinds of tasks, resumed bit for bit, and what is refused."""
 
 import dataclasses
+import gc
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +26,15 @@ from glm_jax.tasks.examples import read
 from glm_jax.tasks.task import find
 from glm_jax.training.early_stopping import EarlyStopping
 from glm_jax.training.metric_writer import read_metrics
-from glm_jax.training.trainer import Interrupted, train
+from glm_jax.training.pretraining import PretrainingTask
+from glm_jax.training.trainer import Interrupted, train_task
 from glm_jax.training.workdir import RunFolder, restore_model
 from glm_jax.tuning import run as room
 from glm_jax.tuning.dataset import best_fit, make_dataset, to_batch
 from glm_jax.tuning.losses import task_objective
 from glm_jax.tuning.run import finetune
 from glm_jax.tuning.task import tasks_of
+from glm_jax.tuning.train import train
 from tests.helpers import tiny_run
 from tests.helpers.crash_resume import ROOT, assert_same_end, kill_at, losses
 
@@ -76,6 +80,21 @@ def config(place, *tasks, **changes):
     return config
 
 
+@pytest.mark.thorough
+def test_the_source_parameters_are_not_kept_through_the_run(place):
+    config_ = config(place, train_duration="2 steps", eval_every="0 steps")
+    task = room.open_checkpoint(config_, RunFolder(place / "freed"))
+    sources = [weakref.ref(leaf) for leaf in jax.tree.leaves(task._params)]
+    alive = {}
+
+    def look(step, metrics):
+        gc.collect()
+        alive[step] = sum(source() is not None for source in sources)
+
+    train_task(task, place / "freed", on_log=look)
+    assert alive[1] == 0 < len(sources)
+
+
 @pytest.fixture(scope="module")
 def finished(place):
     return place / "whole", finetune(config(place), str(place / "whole"))
@@ -100,6 +119,12 @@ def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
         jax.tree.map(np.testing.assert_array_equal, from_pretrained(folder, step=step).params, expected.state)
 
 
+def test_a_complete_run_returns_its_test_at_once(finished, place, monkeypatch):
+    monkeypatch.setattr(room, "_test", None)
+    assert train(config(place), finished[0]) == finished[1]
+
+
+@pytest.mark.thorough
 def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
     folder = place / "interrupted"
 
@@ -121,6 +146,7 @@ def test_ctrl_c_and_the_same_call_goes_on_bitwise(finished, place, monkeypatch):
     assert_same_end(folder, finished[0])
 
 
+@pytest.mark.thorough
 def test_kill_9_and_resume_is_bitwise(finished, place):
     """Killed in the second of two epochs, whose validation is still to come; the log is that of the whole run."""
     folder, file = place / "killed", place / "config.py"
@@ -144,6 +170,7 @@ def test_kill_9_and_resume_is_bitwise(finished, place):
         assert (folder / name).read_text() == (finished[0] / name).read_text()
 
 
+@pytest.mark.thorough
 def test_tasks_that_write_beside_tasks_that_choose(place):
     tasks = ({**TOPICS, "path": str(place / "{split}.jsonl")}, "blank:0.4")
     summary = finetune(
@@ -165,6 +192,7 @@ def test_seeds_are_averaged(tmp_path):
     assert room.format_summary(summary) == "t, test, 7 examples: accuracy 4.00 ± 3.61 (3 seeds)"
 
 
+@pytest.mark.thorough
 def test_generation_does_not_depend_on_the_batch(place):
     loaded = from_pretrained(place / "pretrained")
     model = (loaded.model, loaded.params, loaded.tokenizer)
@@ -184,6 +212,7 @@ def _batch(task, loaded, packed_length=None):
 
 
 @pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.thorough
 def test_the_loss_of_candidates_is_that_of_their_scores(place, multi):
     """Against the scores that evaluation gives, on single tokens and on answers beside each other."""
     words = {"0": " ba de fi", "1": " go"} if multi else TOPICS["verbalizer"]
@@ -200,6 +229,7 @@ def test_the_loss_of_candidates_is_that_of_their_scores(place, multi):
     assert sums.weight.sum() == 6
 
 
+@pytest.mark.thorough
 def test_written_answers_are_smoothed_and_averaged_by_token(place):
     loaded = from_pretrained(place / "pretrained")
     task = find(f"pairs:{place}", str(place))
@@ -216,6 +246,7 @@ def test_written_answers_are_smoothed_and_averaged_by_token(place):
 
 
 @pytest.mark.parametrize("kind", ["pairs", "blanks"])
+@pytest.mark.thorough
 def test_examples_that_share_a_row_are_learned_as_if_each_had_its_own(place, kind):
     """Loss and gradients, of few full rows and of many that are mostly padding."""
     loaded = from_pretrained(place / "pretrained")
@@ -248,6 +279,7 @@ def test_which_examples_share_a_row():
         best_fit([7, 120], 119)
 
 
+@pytest.mark.thorough
 def test_only_written_answers_best_fit(place):
     with pytest.raises(ValueError, match="packed_length 64: examples of topics are scored, not written"):
         finetune(config(place, packed_length=64), str(place / "refused"))
@@ -258,6 +290,7 @@ def test_only_written_answers_best_fit(place):
     assert summary["blank_0.4"]["examples"] == 10
 
 
+@pytest.mark.thorough
 def test_a_classifier_on_the_first_token(place, monkeypatch):
     changes = {"head": "classifier", "train_duration": "2 steps", "eval_every": "2 steps"}
     folder = place / "classifier"
@@ -287,7 +320,7 @@ def test_a_classifier_on_the_first_token(place, monkeypatch):
 def test_patience_counts_evaluations_without_a_better_score():
     patience = EarlyStopping(2, ("score", "max"))
     for value, over in ((1.0, False), (1.0, False), (2.0, False), (1.9, False), (float("nan"), True)):
-        patience.saw({"score": value})
+        patience.update({"score": value})
         assert patience.over is over
     again = EarlyStopping(2, ("score", "max"))
     again.set_state(json.loads(json.dumps(patience.get_state())))
@@ -333,10 +366,10 @@ def test_what_cannot_run_is_refused(place, tmp_path, changes, message):
 
 
 def test_a_config_of_the_other_verb_is_named(tmp_path):
-    with pytest.raises(ValueError, match="names no tasks: take one of configs/finetune/"):
+    with pytest.raises(ValueError, match="this config is for pretraining: take one of configs/finetune/"):
         finetune(defaults.pretrain(), str(tmp_path / "run"))
-    with pytest.raises(ValueError, match="no text to learn: take one of configs/pretrain/"):
-        train(defaults.finetune(), str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="this config is for fine-tuning: take one of configs/pretrain/"):
+        train_task(PretrainingTask(defaults.finetune()), str(tmp_path / "run"))
 
 
 def test_the_sizes_of_the_model_are_the_checkpoints(place, tmp_path):
