@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from glm_jax.decoding import steps
 from glm_jax.decoding.options import SamplingShape, SamplingValues, mask_logits, warp_logits
-from glm_jax.model.config import GLMConfig
+from glm_jax.model.transformer import GLM
 
 _NO_BEAM = -1e9  # the score of beams that do not exist yet: below any real one, and finite
 
@@ -46,7 +46,7 @@ def search(
     positions: Int[Array, "B"],
     values: SamplingValues,
     *,
-    config: GLMConfig,
+    model: GLM,
     shape: SamplingShape,
     num_beams: int,
     max_new_tokens: int,
@@ -88,7 +88,7 @@ def search(
 
     def body(s: _Search) -> _Search:
         place = jnp.full_like(position, 1) + (s.step if count_positions else 0)
-        logits, cache = steps.forward(params, context, s.cache, s.step, s.token, position, place, config=config)
+        logits, cache = steps.forward(params, context, s.cache, s.step, s.token, position, place, model=model)
         vocabulary = logits.shape[-1]
         log_probs = jax.nn.log_softmax(warp_logits(logits, shape, values))
         length = jnp.broadcast_to(s.step, position.shape)

@@ -22,16 +22,16 @@ from glm_jax.tokenizers.special import SpecialTokens
 
 _SMALLEST_BUCKET = 32
 
-encode = jax.jit(steps.encode, static_argnames="config")
+encode = jax.jit(steps.encode, static_argnames="model")
 init_state = jax.jit(sampling.init_state, static_argnames="max_new_tokens")
 decode_loop = jax.jit(
     sampling.decode_loop,
-    static_argnames=("config", "shape", "start", "stops", "max_new_tokens", "feed_truncated_token"),
+    static_argnames=("model", "shape", "start", "stops", "max_new_tokens", "feed_truncated_token"),
     donate_argnames="writing",
 )
 search = jax.jit(
     beam_search.search,
-    static_argnames=("config", "shape", "num_beams", "max_new_tokens", "start", "stops", "count_positions"),
+    static_argnames=("model", "shape", "num_beams", "max_new_tokens", "start", "stops", "count_positions"),
 )
 
 
@@ -77,7 +77,7 @@ class Decoder:
             raise TypeError(f"Decoder takes a tokenizer, or SpecialTokens, not {type(tokenizer).__name__}")
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self.special = tokenizer.special if isinstance(tokenizer, Tokenizer) else tokenizer
-        self.config = model.config
+        self.model, self.config = model, model.config
         self.mesh = _mesh_of(params)
         self.stops = tuple(sorted({self.special.end, self.special.eos}))
         with self.active():
@@ -161,7 +161,7 @@ class Decoder:
             tokens[row, :n], positions[row, :n] = prompt.part_a, np.arange(n)
             if part_b:
                 tokens[row, n:whole], positions[row, n:whole], places[row, n:whole] = np.array(part_b).T
-        return encode(self.params, tokens, positions, places, prefix, lengths, config=self.config)
+        return encode(self.params, tokens, positions, places, prefix, lengths, model=self.model)
 
     def _begin(self, prompts, max_new_tokens, num_answers, keys):
         rows, start = rows_of(len(prompts), self.mesh), self.special.start
@@ -181,7 +181,7 @@ class Decoder:
 
     def _go_on(self, context, columns, writing, limit, strategy, values, max_new_tokens):
         return decode_loop(
-            self.params, context, columns, writing, limit, values, config=self.config, shape=strategy.shape(),
+            self.params, context, columns, writing, limit, values, model=self.model, shape=strategy.shape(),
             start=self.special.start, stops=self.stops, max_new_tokens=max_new_tokens,
         )  # fmt: skip
 
@@ -220,7 +220,7 @@ class Decoder:
             columns = np.zeros(context.lengths.shape, np.int32)
             columns[: len(rows)] = [prompts[i].blanks[number] for i in rows]
             found = search(
-                self.params, context, columns, values, config=self.config, shape=strategy.shape(),
+                self.params, context, columns, values, model=self.model, shape=strategy.shape(),
                 num_beams=strategy.num_beams, max_new_tokens=max_new_tokens, start=self.special.start,
                 stops=self.stops,
             )  # fmt: skip

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, Key
 
 from glm_jax.decoding import steps
 from glm_jax.decoding.options import SamplingShape, SamplingValues, mask_logits, warp_logits
-from glm_jax.model.config import GLMConfig
+from glm_jax.model.transformer import GLM
 
 
 @struct.dataclass
@@ -84,7 +84,7 @@ def decode_loop(
     limit: Int[Array, ""],
     values: SamplingValues,
     *,
-    config: GLMConfig,
+    model: GLM,
     shape: SamplingShape,
     start: int,
     stops: tuple[int, ...],
@@ -102,7 +102,7 @@ def decode_loop(
 
     def body(w: DecodeState) -> DecodeState:
         place = w.before + w.written + 1
-        logits, cache = steps.forward(params, context, w.cache, w.step, w.token, w.position, place, config=config)
+        logits, cache = steps.forward(params, context, w.cache, w.step, w.token, w.position, place, model=model)
         history = jnp.where(jnp.isin(w.tokens, np.array(stops)), start, w.tokens)  # all answers, parted by starts
         allowed = mask_logits(logits, w.written, history, w.step, stops, shape, values)
         if shape.sample:

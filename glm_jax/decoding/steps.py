@@ -65,7 +65,7 @@ def encode(
     prefix_lengths: Int[Array, "B"],
     lengths: Int[Array, "B"],
     *,
-    config: GLMConfig,
+    model: GLM,
     prefix: Any = None,
 ) -> PrefillCache:
     """Keys and values of `tokens`, of which the first `lengths` of each row are real; `params` from `prepare`.
@@ -73,7 +73,7 @@ def encode(
     Those of a trained `prefix` (see `GLM`) become the first columns of the context.
     """
     _, outputs = _apply(
-        config, params, tokens, position_ids, block_position_ids, prefix_lengths, prefix=prefix, head=False
+        model, params, tokens, position_ids, block_position_ids, prefix_lengths, prefix=prefix, head=False
     )
     return PrefillCache(*outputs.keys_values, lengths if prefix is None else lengths + prefix[0].shape[2])
 
@@ -105,14 +105,14 @@ def forward(
     position_ids: Int[Array, "B W"],
     block_position_ids: Int[Array, "B W"],
     *,
-    config: GLMConfig,
+    model: GLM,
 ) -> tuple[Float[Array, "B W V"], tuple[Any, Any]]:
     """Feeds the newest token of each answer, which becomes column `length` of `answers`.
 
     Returns float32 logits of the token that follows, and the answers with their new column.
     """
     cache = KVCache(context.keys, context.values, *answers, length)
-    logits, outputs = _apply(config, params, tokens, position_ids, block_position_ids, context.lengths, cache=cache)
+    logits, outputs = _apply(model, params, tokens, position_ids, block_position_ids, context.lengths, cache=cache)
 
     # The column depends on the logits, so that XLA orders every read of a cache before its write, and writes in place.
     # Without this it copies all caches twice a token; optimization barriers are removed too early to help.
@@ -136,9 +136,9 @@ def cache_bytes(config: GLMConfig, batch: int, width: int, context: int, answer:
     return 2 * config.num_layers * config.hidden_size * columns * jnp.dtype(config.dtype).itemsize
 
 
-def _apply(config, params, *inputs, **options):
+def _apply(model, params, *inputs, **options):
     """The network, over the layers as `params` hold them; nothing is kept for a backward pass."""
-    model = GLM(dataclasses.replace(config, scan_layers=True, remat="none"))
+    model = model.clone(config=dataclasses.replace(model.config, scan_layers=True, remat="none"))
     return model.apply({"params": params}, *inputs, output_keys_values=True, **options)
 
 

@@ -73,7 +73,9 @@ def attention(
     if prefix is not None:
         k, v = with_prefix(prefix, k, v)
         num_trained = prefix[0].shape[1]
-    attend = dense_attention if uses_reference() else BACKENDS[backend]
+    attend = BACKENDS[backend]
+    if uses_reference() and backend in _KERNELS:  # without a split, which would drop other probabilities
+        attend, longest_prefix = dense_attention, None
     return attend(
         q, k, v, prefix_lengths, query_index, dropout_rate, dropout_key, segment_ids, longest_prefix, num_trained
     )

@@ -1,16 +1,20 @@
-"""The one structure that passes from the corruption to the model and the loss."""
+"""The structure that passes from the corruption to the model and the loss."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
+
+from glm_jax.model.checks import check_array, check_model_inputs
+from glm_jax.model.config import GLMConfig, check_lengths
 
 Leaf = Any  # a pytree is mapped over, so its leaves are not always arrays: shapes stand beside each field
 
 
 class Slot(NamedTuple):
-    """The place of one example in a row of the model. All of it is known when the step is compiled."""
+    """The part of a row that holds one example. All of it is static."""
 
     columns: int  # of the row's T
     targets: int  # of the row's K
@@ -18,7 +22,7 @@ class Slot(NamedTuple):
 
 
 def slot_slices(slots: Sequence[Slot]) -> Iterator[tuple[slice, slice]]:
-    """Where each slot lies in a row: its columns of T, and its slots of K."""
+    """For each slot of a row, its columns of T and its targets of K."""
     column = target = 0
     for slot in slots:
         yield slice(column, column + slot.columns), slice(target, target + slot.targets)
@@ -29,23 +33,23 @@ def slot_slices(slots: Sequence[Slot]) -> Iterator[tuple[slice, slice]]:
 class Batch:
     """Examples ready for the model: Part A, then Part B, then padding (paper, section 2.1).
 
-    Lengths are explicit: padding is what lies behind `prefix_lengths` + the used targets, never a token id.
-    Only Part B is predicted, so targets are gathered to a static width K; unused slots have weight 0 and index 0.
+    Lengths are explicit: padding is what follows Part A and the used targets, never a token id.
+    Only Part B is predicted, so targets are gathered to a static width K; unused targets have weight 0 and index 0.
 
-    Where `slots` names P > 1 of them, a row holds P examples side by side, blind to each other: T and K are sums over
-    the slots, `prefix_lengths` and `objective` are [B P], and an unused slot points to the first column of its slot.
+    With P > 1 `slots` a row holds P examples, invisible to each other: T and K are sums over the slots,
+    `prefix_lengths` and `objective` are [B P], and an unused target points to the first column of its slot.
     """
 
     tokens: Leaf  # int32 [B T]
-    position_ids: Leaf  # int32 [B T], where the token, or its blank, stands in Part A
+    position_ids: Leaf  # int32 [B T], the position in Part A of the token or of its blank
     block_position_ids: Leaf  # int32 [B T], 0 in Part A; 1, 2, … inside a blank
     prefix_lengths: Leaf  # int32 [B], length of Part A
     target_index: Leaf  # int32 [B K], the column of `tokens` whose output predicts the target
     target_ids: Leaf  # int32 [B K]
     target_weights: Leaf  # float32 [B K]
-    target_source: Leaf  # int32 [B K], where the target stood in the raw row; L for an end token
+    target_source: Leaf  # int32 [B K], the target's position in the raw row; L for an end token
     objective: Leaf  # int32 [B], index into `corruption.OBJECTIVES`
-    # int32 [B T], which of several texts a token belongs to (from 1; 0: to all of them); None: there is one a row
+    # int32 [B T], which of several texts a token belongs to (from 1; 0: to all of them); None: one text a row
     segment_ids: Leaf = None
     slots: tuple[Slot, ...] | None = flax.struct.field(pytree_node=False, default=None)  # None: one example a row
 
@@ -63,11 +67,11 @@ class Batch:
 
     def target_objective(self) -> Leaf:
         """The objective of each target, int32 [B K]."""
-        own = [jnp.broadcast_to(part.objective[:, None], part.target_ids.shape) for part in self.unpack()]
-        return jnp.concatenate(own, axis=1)
+        each = [jnp.broadcast_to(part.objective[:, None], part.target_ids.shape) for part in self.unpack()]
+        return jnp.concatenate(each, axis=1)
 
     def unpack(self) -> list["Batch"]:
-        """A batch for each slot, as they were before `pack_objectives`."""
+        """A batch for each slot: the inverse of `pack_objectives`."""
         if self.slots is None or len(self.slots) == 1:
             return [self]
         return [
@@ -89,7 +93,7 @@ class Batch:
 
 
 def pack_objectives(parts: Sequence[Batch]) -> Batch:
-    """One batch whose rows hold a row of each part; every part says its one slot."""
+    """One batch whose rows hold a row of each part; every part has one slot."""
     slots = tuple(slot for part in parts for slot in part.slots)
 
     def joined(name):
@@ -111,3 +115,39 @@ def pack_objectives(parts: Sequence[Batch]) -> Batch:
         segment_ids=None if parts[0].segment_ids is None else joined("segment_ids"),
         slots=slots,
     )
+
+
+def check_batch(batch: Batch, config: GLMConfig) -> None:
+    """Checks shapes, dtypes and values of a batch against a model, outside of jit, for instance of a first batch.
+
+    Raises:
+      ValueError: names the field and its first wrong value.
+    """
+    batch = batch.replace(
+        **{name: np.asarray(a) for name, a in vars(batch).items() if name != "slots" and a is not None}
+    )
+    check_model_inputs(config, **batch.model_inputs())
+    shape = batch.target_index.shape
+    check_array("target_ids", batch.target_ids, "B K", shape, jnp.integer)
+    check_array("target_weights", batch.target_weights, "B K", shape, jnp.floating)
+    _check_range("tokens", batch.tokens, 0, config.vocab_size - 1, "the vocabulary")
+    _check_range("target_ids", batch.target_ids, 0, config.vocab_size - 1, "the vocabulary")
+    check_lengths(config, batch.position_ids, batch.block_position_ids)
+    slots = batch.slots or (Slot(batch.tokens.shape[1], shape[1]),)
+    prefix_lengths = batch.prefix_lengths.reshape(-1, len(slots))
+    for number, (columns, targets) in enumerate(slot_slices(slots)):
+        limit = slots[number].columns if slots[number].longest_prefix is None else slots[number].longest_prefix
+        _check_range("prefix_lengths", prefix_lengths[:, number], 0, limit, "the row")
+        index = batch.target_index[:, targets]
+        _check_range("target_index", index, columns.start, columns.stop - 1, "the columns of its row")
+    if batch.segment_ids is not None:
+        _check_range("segment_ids", batch.segment_ids, 0, np.inf, "0 (every text's) and up")
+    _check_range("target_weights", batch.target_weights, 0.0, np.finfo(np.float32).max, "finite weights of 0 or more")
+
+
+def _check_range(name, array, low, high, what):
+    wrong = ~((array >= low) & (array <= high))  # also NaN
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        values = f" ({low} to {high})" if isinstance(high, int) else ""
+        raise ValueError(f"{name}{list(place)} is {array[place]}, outside {what}{values}")

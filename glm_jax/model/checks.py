@@ -24,6 +24,7 @@ def check_array(name: str, array: Any, axes: str, shape: tuple[int | None, ...],
         sizes = ", ".join(
             letter if size is None else str(size) for letter, size in zip(axes.split(), shape, strict=True)
         )
+        sizes += "," if len(shape) == 1 else ""
         raise ValueError(f"{name} has shape {actual}, but must be [{axes}] = ({sizes})")
     dtype = getattr(array, "dtype", None) or np.asarray(array).dtype
     if not jnp.issubdtype(dtype, kind):

@@ -10,10 +10,10 @@ import numpy as np
 from glm_jax.model.attention import BACKENDS
 from glm_jax.model.ops import DENSE
 
-# What a layer keeps for the backward pass, from everything to nothing.
+# What a layer stores for the backward pass, from everything to nothing.
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.save_only_these_names(DENSE),  # the dense layers; not the T×T products
+    "dots": jax.checkpoint_policies.save_only_these_names(DENSE),  # the dense layers; not the T×T matmuls
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -37,7 +37,7 @@ _SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class GLMConfig:
-    """Shape and numerics of a GLM. Raises ValueError for values that no model can have."""
+    """Shape and numerics of a GLM. Raises ValueError for invalid values."""
 
     vocab_size: int
     num_layers: int
@@ -104,9 +104,9 @@ class GLMConfig:
 def check_lengths(config: GLMConfig, position_ids: Any, block_position_ids: Any = 0) -> None:
     """Raises ValueError if a position lies outside the model's tables.
 
-    Takes concrete integer arrays or just their largest values, so that a trainer can ask about its sequence length
-    before it compiles. Inside the model positions are traced and cannot raise; a position outside the tables there
-    turns its row's output into NaN.
+    Takes concrete integer arrays or only their largest values, so that a trainer can check its sequence length before
+    it compiles. In the model itself positions are traced: there a position outside the tables turns the row's output
+    into NaN.
     """
     checks = [("position_ids", position_ids)]
     if config.block_positions:

@@ -1,8 +1,8 @@
-"""Dropout whose masks cost next to nothing.
+"""Dropout with cheap masks.
 
-The mask of an element is a hash of its place and of two random words. JAX's own generator spends a hundred operations
-on every number: the masks of GLM's attention probabilities took a fifth of a training step on CPU. A mask is made again
-wherever it is needed, so none is ever stored, and on any mesh every device makes its own part.
+The mask of an element is a hash of its index and of two random words. JAX's generator spends a hundred operations on
+every number: the masks of GLM's attention probabilities took a fifth of a training step on CPU. A mask is recomputed
+wherever it is needed, so none is stored, and on any mesh every device computes its own part.
 """
 
 import math
@@ -15,7 +15,10 @@ from jaxtyping import Array, Bool, Float, UInt32
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Any | None) -> Float[Array, "*shape"]:
-    """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate); no key or rate 0: x itself."""
+    """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate).
+
+    Without a key, or at rate 0, returns x.
+    """
     if key is None or rate == 0.0:
         return x
     return jnp.where(keep_mask(mask_seeds(key), rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))

@@ -17,8 +17,8 @@ _reference = jax.make_user_context(default_value=False)  # part of the key of ji
 def reference_gradients() -> contextlib.AbstractContextManager[None]:
     """Context in which models and losses have the derivatives of their formulas: jvp and Hessians work, slowly.
 
-    Values and gradients stay the same within rounding. Attention is dense, whatever the backend. Functions that were
-    compiled outside are compiled again.
+    Values and gradients stay the same within rounding. Dense attention takes the place of kernels. Functions that
+    were compiled outside are compiled again.
     """
     return _reference(True)
 

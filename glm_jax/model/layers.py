@@ -46,7 +46,7 @@ class Linear(nn.Module):
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     stddev: float
     dtype: str
 

@@ -59,7 +59,7 @@ def target_losses(
     )
     return fused_linear_cross_entropy(
         hidden,
-        params["word_embeddings"]["embedding"],
+        nn.unbox(params["word_embeddings"]["embedding"]),
         batch.target_ids,
         batch.target_weights,
         label_smoothing=label_smoothing,

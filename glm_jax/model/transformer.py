@@ -198,6 +198,7 @@ class GLM(nn.Module):
             params, key, prefix, layer_cache = parts
             if layer_cache is not None:
                 layer_cache = layer_cache.replace(answer_length=cache.answer_length)
+            prefix = None if prefix is None else tuple(prefix)
             layer_inputs = inputs.replace(query_index=query_index, prefix=prefix, cache=layer_cache)
             # Applied to its parameters, owned by no module.
             layer = self.layer(config, key is None, attention=self.attention, mlp=self.mlp, parent=None)

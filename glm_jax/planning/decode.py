@@ -21,7 +21,7 @@ from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import inference_mesh, make_mesh
 from glm_jax.interop.placement import abstract_params
 from glm_jax.model.config import GLMConfig, check_lengths
-from glm_jax.model.transformer import parameter_count
+from glm_jax.model.transformer import GLM, parameter_count
 from glm_jax.planning import estimate, hlo, topologies
 
 
@@ -144,7 +144,7 @@ def _prepared(model: GLMConfig, mesh):
 def _compile(model, params, rows, width, new_tokens):
     """The compiled `encode` and `write`, and the shapes of contexts and caches, with the shardings that they get."""
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
-    read = decoder.encode.lower(params, *[ints(rows, width)] * 3, ints(rows), ints(rows), config=model)
+    read = decoder.encode.lower(params, *[ints(rows, width)] * 3, ints(rows), ints(rows), model=GLM(model))
     context, read = _compiled(read)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (rows, 1)))
     begin = decoder.init_state.lower(context, ints(rows, 1), keys, ints(rows), ints(rows), max_new_tokens=new_tokens)
@@ -152,7 +152,7 @@ def _compile(model, params, rows, width, new_tokens):
     strategy = SamplingParams()
     values = jax.eval_shape(lambda: strategy.values(model.vocab_size))
     write = decoder.decode_loop.lower(
-        params, context, ints(rows, 1), writing, ints(), values, config=model, shape=strategy.shape(),
+        params, context, ints(rows, 1), writing, ints(), values, model=GLM(model), shape=strategy.shape(),
         start=SPECIAL.start, stops=tuple(sorted({SPECIAL.end, SPECIAL.eos})), max_new_tokens=new_tokens,
     ).compile()  # fmt: skip
     return read, write, (context.keys, context.values, writing.cache)

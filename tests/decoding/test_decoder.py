@@ -73,7 +73,7 @@ def test_cached_logits_are_those_of_the_whole_forward(backend):
     tokens[0, :n] = prompt.part_a
     positions = np.arange(32, dtype=np.int32)[None]
     length = np.array([n], np.int32)
-    context = decoder_lib.encode(prepared, tokens, positions, 0 * positions, length, length, config=config)
+    context = decoder_lib.encode(prepared, tokens, positions, 0 * positions, length, length, model=GLM(config))
     cache = steps.empty_answers(context, 1, count)
     fed = [SPECIAL.start, 50, 51, 52, 53, 54]
     expected = logits_by_full_forward("A", prompt, [(prompt.blanks[0], fed)], config)[n:]
@@ -81,7 +81,7 @@ def test_cached_logits_are_those_of_the_whole_forward(backend):
         one = jnp.ones((1, 1), jnp.int32)
         found, cache = steps.forward(
             prepared, context, cache, jnp.int32(step), token * one, prompt.blanks[0] * one, (step + 1) * one,
-            config=config,
+            model=GLM(config),
         )  # fmt: skip
         np.testing.assert_allclose(found[0, 0], expected[step], atol=1e-5)
 
@@ -128,10 +128,10 @@ def test_padding_does_not_change_an_answer():
         for row, prompt in enumerate(chosen):
             tokens[row, : lengths[row]] = prompt.part_a
         positions = np.broadcast_to(np.arange(width, dtype=np.int32) % 64, (2, width))
-        context = decoder_lib.encode(prepared, tokens, positions, 0 * positions, lengths, lengths, config=CONFIG)
+        context = decoder_lib.encode(prepared, tokens, positions, 0 * positions, lengths, lengths, model=GLM(CONFIG))
         cache = steps.empty_answers(context, 1, 3)
         one = jnp.ones((2, 1), jnp.int32)
-        logits, _ = steps.forward(prepared, context, cache, jnp.int32(0), 5 * one, one, one, config=CONFIG)
+        logits, _ = steps.forward(prepared, context, cache, jnp.int32(0), 5 * one, one, one, model=GLM(CONFIG))
         found.append(logits)
     np.testing.assert_allclose(*found, atol=1e-5)
 
@@ -202,7 +202,7 @@ def test_one_beam_is_greedy(decoder):
     columns[:6] = [p.blanks[0] for p in chosen]
     found = decoder_lib.search(
         prepared, context, columns, SamplingParams().values(CONFIG.vocab_size),
-        config=CONFIG, shape=SamplingParams().shape(),
+        model=GLM(CONFIG), shape=SamplingParams().shape(),
         num_beams=1, max_new_tokens=6, start=SPECIAL.start, stops=decoder.stops,
     )  # fmt: skip
     for row, (one,) in enumerate(greedy):

@@ -11,6 +11,7 @@ import pytest
 
 from glm_jax.decoding import decoder, logits, steps
 from glm_jax.decoding.options import SamplingParams
+from glm_jax.model.transformer import GLM
 from tests.helpers.decoding_models import CONFIG, GOLDEN, SPECIAL, full, params
 
 
@@ -25,7 +26,7 @@ def golden(name):
 
 @functools.partial(jax.jit, static_argnames="config")
 def forward(prepared, *arguments, config=CONFIG):
-    return steps.forward(prepared, *arguments, config=config)
+    return steps.forward(prepared, *arguments, model=GLM(config))
 
 
 @pytest.mark.parametrize("unrolled", [True, False], ids=["apart", "stacked"])
@@ -36,7 +37,9 @@ def test_incremental_steps(unrolled, fidelity):
     p = prepared("A", unrolled)
     positions, tokens = data["context_position_ids"], data["context_ids"]
     length = np.full(len(tokens), tokens.shape[1], np.int32)
-    context = decoder.encode(p, tokens, positions[:, 0], positions[:, 1], data["context_sep"], length, config=CONFIG)
+    context = decoder.encode(
+        p, tokens, positions[:, 0], positions[:, 1], data["context_sep"], length, model=GLM(CONFIG)
+    )
     cache = steps.empty_answers(context, 1, data["gen_ids"].shape[1])
     logits = []
     for step in range(data["gen_ids"].shape[1]):
@@ -62,7 +65,7 @@ def hypotheses(case, name):
     if case["attention_mask4d"] is not None:  # padding is hidden: explicit lengths here
         lengths = np.array(case["attention_mask4d"])[:, 0, -1, :-1].sum(-1).astype(np.int32)
     p = prepared("H" if name.startswith("H_") else "G")
-    context = decoder.encode(p, tokens, positions[:, 0, :-1], positions[:, 1, :-1], lengths, lengths, config=CONFIG)
+    context = decoder.encode(p, tokens, positions[:, 0, :-1], positions[:, 1, :-1], lengths, lengths, model=GLM(CONFIG))
     beams = options["num_beams"]
     strategy = SamplingParams(
         num_beams=beams, min_new_tokens=options["min_tgt_length"], no_repeat_ngram=options["no_repeat_ngram_size"],
@@ -70,7 +73,7 @@ def hypotheses(case, name):
     )  # fmt: skip
     values = strategy.values(CONFIG.vocab_size).replace(length_penalty=jnp.float32(options["length_penalty"]))
     found = decoder.search(
-        p, context, positions[:, 0, -1], values, config=CONFIG, shape=strategy.shape(), num_beams=beams,
+        p, context, positions[:, 0, -1], values, model=GLM(CONFIG), shape=strategy.shape(), num_beams=beams,
         max_new_tokens=options["tgt_seq_length"], start=SPECIAL.start, stops=(SPECIAL.end,),
         count_positions=not options["no_block_position"],
     )  # fmt: skip
@@ -109,12 +112,12 @@ def written(name, tokens, lengths, masks, strategy, max_new_tokens, limit, feed_
     """Tokens chosen for each blank of each row."""
     p, rows = prepared(name), len(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    context = decoder.encode(p, tokens, positions, np.zeros_like(tokens), lengths, lengths, config=CONFIG)
+    context = decoder.encode(p, tokens, positions, np.zeros_like(tokens), lengths, lengths, model=GLM(CONFIG))
     keys = jax.random.split(jax.random.key(0), (rows, 1))
     first = np.full(rows, SPECIAL.start, np.int32)
     writing = decoder.init_state(context, masks, keys, first, np.zeros(rows, np.int32), max_new_tokens=max_new_tokens)
     writing = decoder.decode_loop(
-        p, context, masks, writing, jnp.int32(limit), strategy.values(CONFIG.vocab_size), config=CONFIG,
+        p, context, masks, writing, jnp.int32(limit), strategy.values(CONFIG.vocab_size), model=GLM(CONFIG),
         shape=strategy.shape(), start=SPECIAL.start, stops=(SPECIAL.eos, SPECIAL.end),
         max_new_tokens=max_new_tokens, feed_truncated_token=feed_truncated_token,
     )  # fmt: skip
@@ -185,7 +188,7 @@ def test_hub_generation(fidelity):
     p = prepared("A")
     width = tokens.shape[1]
     context = decoder.encode(
-        p, tokens, positions[:, 0, :width], positions[:, 1, :width], lengths, lengths, config=config
+        p, tokens, positions[:, 0, :width], positions[:, 1, :width], lengths, lengths, model=GLM(config)
     )  # fmt: skip
     cache = steps.empty_answers(context, 1, 4)
     token, chosen, logits = jnp.full((2, 1), SPECIAL.start), [], []

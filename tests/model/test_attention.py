@@ -84,6 +84,40 @@ def test_bfloat16_keeps_the_softmax_in_float32(qkv):
     assert all(e.outvars[0].aval.dtype == jnp.float32 for e in exps)
 
 
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("backend", PORTABLE)
+def test_every_query_sees_trained_keys(qkv, backend, segments, monkeypatch):
+    """In each row, or the same in all rows; also when the rule splits rows at the longest prefix."""
+    monkeypatch.setattr("glm_jax.model.dense_attention._MIN_KEYS_TO_SPLIT", 2)
+    rng = np.random.default_rng(5)
+    prefixes = jnp.array([0, 3, 6, 1], jnp.int32)
+    ids = jnp.asarray(np.sort(rng.integers(0, 3, (B, T))), jnp.int32) if segments else None
+    q, k, v = qkv
+    for rows, longest in ((B, None), (1, 6)):
+        trained = tuple(jnp.asarray(rng.normal(size=(rows, 2, N, H)), jnp.float32) for _ in range(2))
+        out = attention(q, k, v, prefixes, segment_ids=ids, prefix=trained, longest_prefix=longest, backend=backend)
+        expected = np.zeros(q.shape)
+        for b in range(B):
+            keys = np.concatenate([trained[0][b % rows], k[b]])
+            values = np.concatenate([trained[1][b % rows], v[b]])
+            for i in range(T):
+                mask = [j < prefixes[b] or j <= i for j in range(T)]
+                if segments:
+                    mask = [m and ids[b, j] in (0, ids[b, i]) for j, m in enumerate(mask)]
+                scores = np.einsum("nh,jnh->nj", q[b, i], keys) / np.sqrt(H)
+                weights = np.exp(scores) * np.array([True, True, *mask])
+                expected[b, i] = np.einsum("nj,jnh->nh", weights / weights.sum(-1, keepdims=True), values)
+        np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("backend", "kind", "instead"), [("flash", "H100", "dense"), ("splash", "TPU v5", "chunked")])
+def test_kernels_without_trained_keys_refuse_them(monkeypatch, backend, kind, instead):
+    monkeypatch.setattr("glm_jax.model.attention.traced_device", lambda: types.SimpleNamespace(device_kind=kind))
+    x = jnp.zeros((B, T, N, 64), jnp.bfloat16)
+    with pytest.raises(ValueError, match=f"{backend!r} takes no prefix of trained keys.*choose.*{instead!r}"):
+        attention(x, x, x, PREFIXES, prefix=(x[:, :2], x[:, :2]), backend=backend)
+
+
 def test_large_scores_stay_finite(qkv):
     q, k, v = qkv
     out, gradients = jax.value_and_grad(lambda q: attention(1e4 * q, k, v, PREFIXES).sum())(q)

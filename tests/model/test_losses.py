@@ -1,11 +1,15 @@
 """Token losses against the original's and against their definition."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glm_jax.model.losses import accuracy, cross_entropy
+from glm_jax.model.batch import Batch
+from glm_jax.model.config import GLMConfig
+from glm_jax.model.losses import accuracy, cross_entropy, loss
+from glm_jax.model.transformer import GLM, init_params
 from tests.helpers.paths import GOLDEN
 
 
@@ -79,3 +83,29 @@ def test_accuracy_counts_weighted_hits():
 def test_label_smoothing_outside_its_range(smoothing):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
         cross_entropy(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)), smoothing)
+
+
+def test_the_loss_to_train_on_is_the_mean_over_weighted_targets():
+    model = GLM(GLMConfig(32, 2, 16, 2, 24, dtype="float32", hidden_dropout=0.3))
+    params = nn.unbox(init_params(model, jax.random.key(0)))
+    rng, ids = np.random.default_rng(0), np.tile(np.arange(8, dtype=np.int32), (2, 1))
+    batch = Batch(
+        tokens=ids + 1, position_ids=ids, block_position_ids=0 * ids, prefix_lengths=np.array([5, 4], np.int32),
+        target_index=rng.integers(0, 8, (2, 3)).astype(np.int32),
+        target_ids=rng.integers(0, 32, (2, 3)).astype(np.int32), target_weights=np.float32([[1, 0.5, 1], [2, 0, 0]]),
+        target_source=0 * ids[:, :3], objective=0 * ids[:, 0],
+    )  # fmt: skip
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def by_logits(params):
+        logits = model.apply({"params": params}, **batch.model_inputs())
+        total, weight = cross_entropy(logits, batch.target_ids, batch.target_weights, 0.1)
+        return total / weight
+
+    expected, gradients = jax.value_and_grad(by_logits)(params)
+    result, fused = jax.value_and_grad(lambda p: loss(model, p, batch, label_smoothing=0.1))(params)
+    assert (result.shape, result.dtype) == ((), jnp.float32)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), fused, gradients)
+    assert abs(loss(model, params, batch, dropout_key=jax.random.key(1)) - loss(model, params, batch)) > 1e-3
+    assert loss(model, params, batch.replace(target_weights=jnp.zeros((2, 3)))) == 0
