@@ -141,6 +141,10 @@ class GLM(nn.Module):
             raise ValueError(f"output_attentions needs one example a row, not {len(slots)} slots: unpack the batch")
         if output_keys_values and target_index is not None:
             raise ValueError("output_keys_values returns those of every position: leave out target_index")
+        others = {"target_index": target_index, "segment_ids": segment_ids, "slots": slots, "prefix": prefix}
+        others |= {"output_attentions": output_attentions or None}
+        if cache is not None and (names := [name for name, value in others.items() if value is not None]):
+            raise ValueError(f"a step with a cache takes no {' and no '.join(names)}")
         x = self._embed(tokens, position_ids, block_position_ids, input_embeddings)
         dropout_keys = None
         if not deterministic and (config.hidden_dropout or config.attention_dropout):

@@ -66,6 +66,7 @@ ids = np.zeros((B, T), np.int32)
             "output_attentions needs one example a row, not 2 slots",
         ),
         ({"output_keys_values": True}, "leave out target_index"),
+        ({"cache": (), "output_attentions": True}, "cache takes no target_index and no output_attentions"),
     ],
 )  # fmt: skip
 def test_the_model_names_the_argument(changes, message):

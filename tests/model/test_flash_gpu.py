@@ -20,6 +20,7 @@ from glm_jax.model import flash_gpu
 from glm_jax.model.attention import attention
 from glm_jax.model.dense_attention import dense_attention
 from glm_jax.model.flash_gpu import flash_attention
+from glm_jax.model.visibility import visible
 
 INTERPRET = InterpretGPUParams()
 if jax.__version_info__ < (0, 11):  # whose interpreter lacks two operations; there both do nothing
