@@ -154,6 +154,7 @@ def pack_objectives(small):
 
 
 @pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.thorough
 def test_examples_side_by_side_are_learned_as_if_alone(pack_objectives, scan):
     """Losses of every example, sums by objective, and gradients."""
     small, tx, corruption, ends = pack_objectives
@@ -182,6 +183,7 @@ def test_examples_side_by_side_are_learned_as_if_alone(pack_objectives, scan):
     assert (np.asarray(sums.weight)[:, 0] > 0).all()
 
 
+@pytest.mark.thorough
 def test_examples_side_by_side_stay_together_in_micro_batches(pack_objectives):
     model, tx, corruption, ends = pack_objectives
     objective = blank_infilling(model, make_corrupt(3, corruption, SPECIAL, ends))
