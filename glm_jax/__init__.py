@@ -13,6 +13,7 @@ _HOMES = {
     "CorruptionConfig": "glm_jax.corruption.config",
     "GLM": "glm_jax.model.transformer",
     "GLMConfig": "glm_jax.model.config",
+    "TrainState": "glm_jax.training.train_step",
     "Decoder": "glm_jax.decoding",
     "Pretrained": "glm_jax.interop",
     "SpecialTokens": "glm_jax.tokenizers.special",
@@ -22,7 +23,12 @@ _HOMES = {
     "fill": "glm_jax.decoding",
     "from_pretrained": "glm_jax.interop",
     "generate": "glm_jax.decoding",
+    "init_params": "glm_jax.model.transformer",
+    "loss": "glm_jax.model.losses",
+    "make_optimizer": "glm_jax.training.optimizer",
+    "make_train_step": "glm_jax.training.train_step",
     "stream": "glm_jax.decoding",
+    "train": "glm_jax.tuning.train",
 }
 
 __all__ = sorted(_HOMES)
