@@ -16,6 +16,7 @@ from tests.test_imports import ROOMS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+LOOP = ROOT / "docs/your_own_loop.md"
 
 # What a test adds to a command so that it is short, or why it runs elsewhere.
 SHORT = {
@@ -91,8 +92,9 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def _run(arguments, folder):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+def _run(arguments, folder, **more):
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, **more}
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
@@ -115,12 +117,32 @@ def test_commands_work(page, workplace):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("page", [p for p in PAGES if _python(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if _python(p) and p != LOOP], ids=lambda p: p.name)
 def test_python_blocks_work(page, workplace):
     for block in _python(page):
         if block.startswith("config."):  # part of a config file
             block = f"from glm_jax import config as defaults\nconfig = defaults.pretrain()\n{block}"
         assert _run([sys.executable, "-c", block], workplace) is not None
+
+
+@pytest.mark.thorough
+def test_your_own_loop_trains_on_a_mesh(tmp_path):
+    """The block of the page on four devices: the loss falls, and parameters and moments are sharded."""
+    (block,) = _python(LOOP)
+    lines = [line for line in block.splitlines() if line.strip() and not line.startswith(("#", "import", "from"))]
+    assert len(lines) <= 40
+    split = "[leaf for leaf in jax.tree.leaves({tree}) if not leaf.sharding.is_fully_replicated]"
+    checks = [
+        "assert len(mesh.devices.flat) == 4",
+        f"assert {split.format(tree='params')} and {split.format(tree='opt_state')}",
+    ]
+    printed = _run(
+        [sys.executable, "-c", "\n".join([block, *checks])], tmp_path,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )  # fmt: skip
+    losses = [float(line.split()[1]) for line in printed.splitlines()]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0] - 0.02, losses
 
 
 def _anchors(page):
