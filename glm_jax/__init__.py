@@ -17,6 +17,7 @@ _HOMES = {
     "Decoder": "glm_jax.decoding",
     "Pretrained": "glm_jax.interop",
     "SpecialTokens": "glm_jax.tokenizers.special",
+    "check_batch": "glm_jax.model.batch",
     "corrupt": "glm_jax.corruption.corrupt",
     "describe": "glm_jax.corruption.visualize",
     "export": "glm_jax.interop",

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import glm_jax
 from glm_jax.tuning.train import train
 from tests.helpers import tiny_run
 from tests.helpers.paths import ROOT
@@ -163,6 +164,11 @@ def test_every_page_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text()
     missing = [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in readme]
     assert not missing
+
+
+def test_the_library_page_has_every_public_name():
+    text = (ROOT / "docs/library.md").read_text()
+    assert not [name for name in glm_jax.__all__ if not re.search(rf"`{name}\b", text)]
 
 
 def test_the_map_names_what_exists():
