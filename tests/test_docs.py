@@ -58,6 +58,7 @@ ELSEWHERE = {
         "tests/benchmarks/test_benchmarks.py",
     ),
     "python -m glm_jax plan": "tests/planning/test_estimate.py",
+    "python -m tools.survey": "tests/planning/test_estimate.py",
 }
 
 
