@@ -81,9 +81,9 @@ def prepare(corpus: Corpus, split: str, tokenizer: Tokenizer, data_dir, argument
         )
     with _local_copy(directory) as folder:
         with open(os.path.join(folder, _PLAN_FILE), encoding="utf-8") as file:
-            plan = json.load(file)
-        corpus.skipped = plan["skipped"]
-        write_index(corpus, split, tokenizer, folder, fingerprint, plan["shards"])
+            totals = json.load(file)
+        corpus.skipped = totals["skipped"]
+        write_index(corpus, split, tokenizer, folder, fingerprint, totals["shards"])
     _remove(os.path.join(directory, _PLAN_FILE))
     logger.info("prepared %s (%s) in %s", corpus.name, split, directory)
     return directory
@@ -114,8 +114,8 @@ def _plan(parts, directory):
             shard, characters, done = shard + 1, 0, int(total[last])
         characters += int(total[-1]) - done if len(total) else 0
         plan.append((first, starts))
-    plan = {"shards": shard + (characters > 0), "skipped": sum(skipped for _, _, skipped in parts)}
-    _write_text(os.path.join(directory, _PLAN_FILE), json.dumps(plan))
+    totals = {"shards": shard + (characters > 0), "skipped": sum(skipped for _, _, skipped in parts)}
+    _write_text(os.path.join(directory, _PLAN_FILE), json.dumps(totals))
     return plan
 
 

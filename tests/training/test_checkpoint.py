@@ -1,6 +1,5 @@
 """Checkpoints: exact round trips, other meshes, kills, damage, rotation; and the small files beside them."""
 
-import json
 import logging
 import os
 import shutil
@@ -431,25 +430,3 @@ def test_two_processes(tmp_path):
     outputs = two_processes.run(TWO_PROCESSES, 2, str(tmp_path))
     assert all("saved and restored" in output for output in outputs), "\n".join(outputs)
     assert sorted(os.listdir(tmp_path)) == ["1", "2", "2.damaged"]
-
-
-def test_write_json_atomic(tmp_path):
-    path = tmp_path / "config.json"
-    checkpoint.write_json_atomic(path, {"b": [1, 2], "a": "ü"})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "ü", "b": [1, 2]}
-    for bad in ({"a": float("nan")}, {"a": object()}):
-        with pytest.raises(ValueError, match=r"config\.json as JSON"):
-            checkpoint.write_json_atomic(path, bad)
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "ü", "b": [1, 2]}
-    checkpoint.write_json_atomic(str(path), [])
-    assert path.read_text() == "[]\n"
-    assert os.listdir(tmp_path) == ["config.json"]
-
-
-def test_compare_config():
-    saved = {"model": {"num_layers": 12, "sizes": [1, 2]}, "seed": 0, "old": 1, "empty": {}}
-    current = {"model": {"num_layers": 24, "sizes": (1, 2)}, "seed": 0, "new": {"x": None}, "empty": {}}
-    assert checkpoint.compare_config(saved, current) == ["model.num_layers", "new.x", "old"]
-    assert checkpoint.compare_config(saved, saved) == []
-    with pytest.raises(ValueError, match="must be JSON"):
-        checkpoint.compare_config({"a": object()}, {})
