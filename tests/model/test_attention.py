@@ -27,19 +27,19 @@ def written_out(q, k, v, prefix, positions):
     q, k, v, out = *(np.asarray(a, np.float64) for a in (q, k, v)), np.zeros(q.shape)
     for b in range(B):
         for i, position in enumerate(positions[b]):
-            seen = [j for j in range(T) if j < prefix[b] or j <= position]
+            visible_keys = [j for j in range(T) if j < prefix[b] or j <= position]
             for n in range(N):
-                scores = np.array([q[b, i, n] @ k[b, j, n] for j in seen]) / np.sqrt(H)
+                scores = np.array([q[b, i, n] @ k[b, j, n] for j in visible_keys]) / np.sqrt(H)
                 weights = np.exp(scores - scores.max())
-                out[b, i, n] = sum(w * v[b, j, n] for w, j in zip(weights / weights.sum(), seen, strict=True))
+                out[b, i, n] = sum(w * v[b, j, n] for w, j in zip(weights / weights.sum(), visible_keys, strict=True))
     return out
 
 
 def test_visible_is_the_rule_of_the_original():
     for prefix in range(T + 1):
-        seen = visible(np.int32(prefix), np.arange(T)[:, None], np.arange(T)[None, :])
+        mask = visible(np.int32(prefix), np.arange(T)[:, None], np.arange(T)[None, :])
         expected = [[j <= i or j < prefix for j in range(T)] for i in range(T)]
-        np.testing.assert_array_equal(seen, expected)
+        np.testing.assert_array_equal(mask, expected)
 
 
 @pytest.mark.parametrize("backend", PORTABLE)  # cudnn: below; flash: test_flash_gpu.py; splash: test_splash_tpu.py
@@ -57,13 +57,13 @@ def test_gradients_are_those_of_the_definition(qkv, backend):
     def by_definition(q, k, v):
         scores = jnp.einsum("bqnh,bknh->bnqk", q, k) / H**0.5
         i, j = jnp.arange(T)[:, None], jnp.arange(T)[None, :]
-        seen = (j <= i)[None, None] | (j[None, None] < PREFIXES[:, None, None, None])
-        weights = jnp.where(seen, jnp.exp(scores), 0.0)
+        mask = (j <= i)[None, None] | (j[None, None] < PREFIXES[:, None, None, None])
+        weights = jnp.where(mask, jnp.exp(scores), 0.0)
         return jnp.einsum("bnqk,bknh->bqnh", weights / weights.sum(-1, keepdims=True), v)
 
     expected = jax.grad(lambda qkv: jnp.vdot(direction, by_definition(*qkv)))(qkv)
-    found = jax.grad(lambda qkv: jnp.vdot(direction, attention(*qkv, PREFIXES, backend=backend)))(qkv)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    actual = jax.grad(lambda qkv: jnp.vdot(direction, attention(*qkv, PREFIXES, backend=backend)))(qkv)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
 def test_queries_may_stand_anywhere(qkv):
@@ -153,10 +153,10 @@ def test_gradients_are_those_of_the_plain_formula(qkv, rate):
     q, k, v = qkv
     key = jax.random.key(5)
     index = np.arange(T)
-    seen = visible(np.array(PREFIXES)[:, None, None, None], index[None, None, :, None], index[None, None, None])
+    mask = visible(np.array(PREFIXES)[:, None, None, None], index[None, None, :, None], index[None, None, None])
 
     def plain(q, k, v):
-        scores = jnp.where(seen, jnp.einsum("bqnh,bknh->bnqk", q, k) / np.sqrt(H), -1e30)
+        scores = jnp.where(mask, jnp.einsum("bqnh,bknh->bnqk", q, k) / np.sqrt(H), -1e30)
         probabilities = jax.nn.softmax(scores)
         if rate:
             probabilities *= keep_mask(mask_seeds(key), rate, scores.shape) / (1 - rate)
@@ -166,8 +166,8 @@ def test_gradients_are_those_of_the_plain_formula(qkv, rate):
     expected, pull_plain = jax.vjp(plain, q, k, v)
     np.testing.assert_allclose(out, expected, atol=1e-6)
     d_out = jax.random.normal(jax.random.key(6), out.shape)
-    for found, wanted in zip(pull(d_out), pull_plain(d_out), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=2e-6)
+    for actual, desired in zip(pull(d_out), pull_plain(d_out), strict=True):
+        np.testing.assert_allclose(actual, desired, atol=2e-6)
 
 
 @pytest.mark.parametrize("segments", [False, True])
@@ -183,8 +183,8 @@ def test_a_known_longest_prefix_changes_nothing_but_the_work(qkv, backend, segme
     expected, pull = jax.vjp(functools.partial(attend, None), *qkv)
     gradients = pull(jnp.cos(expected))
     for boundary in (0, 6, T - 1, T):
-        found, pull = jax.vjp(functools.partial(attend, boundary), *qkv)
-        for a, b in zip((found, *pull(jnp.cos(expected))), (expected, *gradients), strict=True):
+        actual, pull = jax.vjp(functools.partial(attend, boundary), *qkv)
+        for a, b in zip((actual, *pull(jnp.cos(expected))), (expected, *gradients), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)
         if backend == "dense":
             work = str(jax.make_jaxpr(functools.partial(attend, boundary))(*qkv))
@@ -240,8 +240,8 @@ def test_chunks_of_any_size_give_dense_attention(qkv, query_block, monkeypatch):
     chosen = jnp.take_along_axis(q, index[:, :, None, None], axis=1)
     for queries, where in ((q, None), (chosen, index)):
         expected = attention(queries, k, v, PREFIXES, query_index=where, backend="dense")
-        found = attention(queries, k, v, PREFIXES, query_index=where, backend="chunked")
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        actual = attention(queries, k, v, PREFIXES, query_index=where, backend="chunked")
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_chunks_drop_out_independently():
@@ -279,11 +279,11 @@ def test_cudnn_is_given_the_rule(monkeypatch, segments, somewhere):
     def attend(backend, *qkv):
         return attention(*qkv, prefixes, query_index=index, segment_ids=ids, backend=backend).astype(jnp.float32)
 
-    found, pull = jax.vjp(functools.partial(attend, "cudnn"), q, k, v)
+    actual, pull = jax.vjp(functools.partial(attend, "cudnn"), q, k, v)
     exact = [x.astype(jnp.float32) for x in (q, k, v)]
     expected, pull_exact = jax.vjp(functools.partial(attend, "dense"), *exact)
     d_out = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
-    for a, b in zip((found, *pull(d_out)), (expected, *pull_exact(d_out)), strict=True):
+    for a, b in zip((actual, *pull(d_out)), (expected, *pull_exact(d_out)), strict=True):
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * np.abs(b).max())
     queries = 8 if somewhere else 16
     assert shapes == [((B, queries, N, H), (B, 16, N, H), (B, 1, queries, 16))]

@@ -52,7 +52,7 @@ def test_equals_dense_forward_and_backward(length, prefixes, heads, segments, ra
     *qkv, d_out = _inputs(2, length, heads)
     prefixes = jnp.array(prefixes, jnp.int32)
     ids = None
-    if segments:  # two texts; one text behind what belongs to all
+    if segments:  # two texts; one text after what belongs to all
         at = jnp.arange(length)
         ids = jnp.stack([1 + (at >= 90), (at >= 40).astype(jnp.int32)]).astype(jnp.int32)
     key = jax.random.key(3) if rate else None
@@ -68,17 +68,17 @@ def test_equals_dense_forward_and_backward(length, prefixes, heads, segments, ra
     exact = [x.astype(jnp.float32) for x in (*qkv, d_out)]
     expected, pull_exact = jax.vjp(dense, *exact[:3])
     assert out.dtype == jnp.bfloat16
-    for found, wanted in zip((out, *pull(d_out)), (expected, *pull_exact(exact[3])), strict=True):
-        np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=0.006 * np.abs(wanted).max())
+    for actual, desired in zip((out, *pull(d_out)), (expected, *pull_exact(exact[3])), strict=True):
+        np.testing.assert_allclose(actual.astype(jnp.float32), desired, atol=0.006 * np.abs(desired).max())
 
 
-def test_no_tile_is_visited_in_vain():
-    """Of every tile: left out, nothing in it is seen; seen as a whole, everything is."""
+def test_only_visible_tiles_are_visited():
+    """Skipped tiles hold no visible pair, and tiles without a mask hold no masked one."""
     tile, tiles = 64, 4
     at = np.arange(tile * tiles)
     for prefix in (0, 1, 63, 64, 65, 128, 190, 255, 256):
-        seen = np.asarray(visible(np.int32(prefix), at[:, None], at[None, :]))
-        blocks = seen.reshape(tiles, tile, tiles, tile).swapaxes(1, 2)
+        mask = np.asarray(visible(np.int32(prefix), at[:, None], at[None, :]))
+        blocks = mask.reshape(tiles, tile, tiles, tile).swapaxes(1, 2)
         any_seen, all_seen = blocks.any((2, 3)), blocks.all((2, 3))
         for own in range(tiles):
             first = jnp.int32(own * tile)
@@ -126,9 +126,9 @@ def test_queries_at_targets_are_dense(monkeypatch):
     q, k, v, _ = _inputs(2, 64)
     prefixes, index = jnp.array([40, 60]), jnp.array([[40, 41, 63], [60, 61, 62]])
     chosen = jnp.take_along_axis(q, index[:, :, None, None], axis=1)
-    found = attention(chosen, k, v, prefixes, query_index=index, backend="flash")
-    wanted = dense_attention(chosen, k, v, prefixes, index, 0.0, None)
-    np.testing.assert_array_equal(found.astype(jnp.float32), wanted.astype(jnp.float32))
+    actual = attention(chosen, k, v, prefixes, query_index=index, backend="flash")
+    desired = dense_attention(chosen, k, v, prefixes, index, 0.0, None)
+    np.testing.assert_array_equal(actual.astype(jnp.float32), desired.astype(jnp.float32))
 
 
 def test_all_queries_take_the_kernel(monkeypatch):

@@ -32,8 +32,8 @@ def by_logits(hidden, table, ids, weights, smoothing):
     return cross_entropy(logits, ids, weights, smoothing)[0]
 
 
-def gradients(found):
-    return jax.value_and_grad(found, argnums=(0, 1))
+def gradients(actual):
+    return jax.value_and_grad(actual, argnums=(0, 1))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -48,8 +48,8 @@ def test_equals_the_loss_of_the_logits(part, smoothing, monkeypatch):
 
     expected = gradients(lambda h, t: by_logits(h, t, ids, weights, smoothing))(hidden, table)
     for compiled in (fused, jax.jit(fused)):
-        found = gradients(compiled)(hidden, table)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
+        actual = gradients(compiled)(hidden, table)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), actual, expected)
     doubled = jax.grad(lambda h: 2.0 * fused(h, table))(hidden)
     np.testing.assert_allclose(doubled, 2.0 * expected[1][0], rtol=2e-5, atol=4e-6)
 
@@ -60,12 +60,12 @@ def test_scores(part, monkeypatch):
     hidden, table, ids, weights = inputs()
     logits = jnp.einsum("bkd,vd->bkv", hidden, table)
     ids = jnp.where(jnp.arange(SLOTS)[None, :] % 2 == 0, logits.argmax(-1), ids)
-    found = fused_linear_cross_entropy(hidden, table, ids, weights, score=True)
+    actual = fused_linear_cross_entropy(hidden, table, ids, weights, score=True)
     correct, _ = accuracy(logits, ids, weights)
-    np.testing.assert_allclose(jnp.sum(found.correct * weights), correct, rtol=1e-6)
-    np.testing.assert_allclose(found.losses.sum(), found.total, rtol=1e-6)
+    np.testing.assert_allclose(jnp.sum(actual.correct * weights), correct, rtol=1e-6)
+    np.testing.assert_allclose(actual.losses.sum(), actual.total, rtol=1e-6)
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, :, None], axis=2)[:, :, 0] * weights
-    np.testing.assert_allclose(found.losses, losses, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(actual.losses, losses, rtol=2e-5, atol=2e-6)
 
 
 def test_bfloat16_rounds_inputs_only():
@@ -106,11 +106,11 @@ def on_meshes():
     hidden, table, ids, weights = inputs()
 
     def fused(hidden, table):
-        found = fused_linear_cross_entropy(hidden, table, ids, weights, label_smoothing=0.1, score=True)
-        return found.total, found
+        actual = fused_linear_cross_entropy(hidden, table, ids, weights, label_smoothing=0.1, score=True)
+        return actual.total, actual
 
     compiled = jax.value_and_grad(fused, argnums=(0, 1), has_aux=True)
-    expected, found = compiled(hidden, table), {}
+    expected, actual = compiled(hidden, table), {}
     for data, fsdp, tensor, embed in (
         (4, 1, 2, "fsdp"), (1, 4, 2, "fsdp"), (2, 2, 2, "fsdp"), (1, 1, 8, "fsdp"), (2, 2, 2, ("fsdp", "data")),
     ):  # fmt: skip
@@ -118,8 +118,8 @@ def on_meshes():
         with jax.set_mesh(mesh), sharding.logical_axis_rules(sharding.RULES | {"embed": embed}):
             result = jax.jit(compiled)(hidden, table)
         differences = jax.tree.map(lambda a, b: float(jnp.abs(a * 1.0 - b * 1.0).max()), result, expected)
-        found[f"{data}x{fsdp}x{tensor}, embed over {embed}"] = max(jax.tree.leaves(differences))
-    print("FOUND", json.dumps(found))
+        actual[f"{data}x{fsdp}x{tensor}, embed over {embed}"] = max(jax.tree.leaves(differences))
+    print("FOUND", json.dumps(actual))
 
 
 def test_every_device_has_its_rows_and_words():
@@ -132,6 +132,6 @@ def test_every_device_has_its_rows_and_words():
     path = str(ROOT)
     done = subprocess.run(command, env=env | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.split("FOUND ")[1])
-    assert len(found) == 5
-    assert max(found.values()) < 2e-5, found
+    actual = json.loads(done.stdout.split("FOUND ")[1])
+    assert len(actual) == 5
+    assert max(actual.values()) < 2e-5, actual

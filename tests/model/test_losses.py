@@ -44,13 +44,13 @@ def test_every_token_has_its_own_loss(golden, fidelity):
 def test_gradient_is_probabilities_minus_target(golden, smoothing):
     logits, targets, weights = arguments(golden)
     weights = weights * jnp.linspace(0.5, 2.0, weights.size).reshape(weights.shape)
-    found = jax.grad(lambda x: cross_entropy(x, targets, weights, smoothing)[0])(logits)
+    actual = jax.grad(lambda x: cross_entropy(x, targets, weights, smoothing)[0])(logits)
     logits, targets, weights = (np.asarray(a) for a in (logits, targets, weights))
     vocab = logits.shape[-1]
-    wanted = (1 - smoothing) * np.eye(vocab)[targets] + smoothing / vocab
+    smoothed = (1 - smoothing) * np.eye(vocab)[targets] + smoothing / vocab
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
-    np.testing.assert_allclose(found, weights[..., None] * (probabilities - wanted), atol=1e-6)
+    np.testing.assert_allclose(actual, weights[..., None] * (probabilities - smoothed), atol=1e-6)
 
 
 def test_tokens_without_weight_do_not_count(golden):

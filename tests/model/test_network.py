@@ -52,16 +52,16 @@ def test_input_embeddings_take_the_place_of_tokens():
     other[:, 3] = (other[:, 3] + 1) % 32
     columns = jnp.full((B, 1), 3)
     embeddings = soft_prompt_embeddings(GLM(CONFIG), params(), jnp.asarray(tokens), table[other[0, 3]][None], columns)
-    found = apply(GLM(CONFIG), params(), np.zeros_like(tokens), *rest, input_embeddings=embeddings)
+    actual = apply(GLM(CONFIG), params(), np.zeros_like(tokens), *rest, input_embeddings=embeddings)
     expected = apply(GLM(CONFIG), params(), other, *rest)
-    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
-    assert np.abs(found[0] - apply(GLM(CONFIG), params(), tokens, *rest)[0]).max() > 0.01
+    np.testing.assert_allclose(actual[0], expected[0], atol=1e-6)
+    assert np.abs(actual[0] - apply(GLM(CONFIG), params(), tokens, *rest)[0]).max() > 0.01
 
 
 # --- trained keys and values
 
 
-def test_a_prefix_is_what_earlier_tokens_leave_behind():
+def test_a_prefix_is_what_earlier_tokens_leave():
     """Causal rows: their first tokens, or those tokens' keys and values in every layer."""
     tokens, positions, blocks, _ = row(length=12)
     causal, first = np.zeros(B, np.int32), [a[:, :3] for a in (tokens, positions, blocks)]
@@ -74,8 +74,8 @@ def test_a_prefix_is_what_earlier_tokens_leave_behind():
         model = GLM(dataclasses.replace(CONFIG, scan_layers=scan))
         np.testing.assert_allclose(apply(model, params(), *rest, causal, prefix=prefix), expected, atol=2e-5)
     index = np.array([[1, 8], [4, 0]], np.int32)
-    found = apply(GLM(CONFIG), params(), *rest, causal, index, prefix=prefix)
-    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(expected), index[..., None], 1), atol=2e-5)
+    actual = apply(GLM(CONFIG), params(), *rest, causal, index, prefix=prefix)
+    np.testing.assert_allclose(actual, np.take_along_axis(np.asarray(expected), index[..., None], 1), atol=2e-5)
 
 
 def random_prefix(rows):
@@ -131,12 +131,12 @@ def test_hidden_states_and_attentions(scan):
     targets = np.array([[1, 8], [4, 0]], np.int32)
     _, some = apply(model, params(), *row(), targets, **everything)
     np.testing.assert_allclose(some.hidden_states[2], outputs.hidden_states[2], atol=1e-6)
-    for found, whole, axis in (
+    for actual, whole, axis in (
         (some.hidden_states[3], outputs.hidden_states[3], 1), (some.attentions[2], outputs.attentions[2], 2),
     ):  # fmt: skip
-        shape = [B if i == 0 else 2 if i == axis else 1 for i in range(found.ndim)]
+        shape = [B if i == 0 else 2 if i == axis else 1 for i in range(actual.ndim)]
         expected = np.take_along_axis(np.asarray(whole), targets.reshape(shape), axis)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 class Watched(nn.Module):

@@ -71,7 +71,7 @@ def test_it_needs_a_tpu():
         attention(q, k, v, jnp.array([40]), backend="splash")
 
 
-def test_queries_behind_the_longest_prefix_are_dense(on_a_tpu, monkeypatch):
+def test_queries_after_the_longest_prefix_are_dense(on_a_tpu, monkeypatch):
     q, k, v, _ = _inputs(2, 150)
     prefixes = jnp.array([40, 128])
     whole = splash_attention(q, k, v, prefixes, interpret=True)

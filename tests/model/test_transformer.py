@@ -63,9 +63,9 @@ def golden_file(config):
     return f"forward_{next(name for name, shape in SHAPES.items() if shape.num_heads == config.num_heads)}.npz"
 
 
-def largest_error(found, expected):
+def largest_error(actual, expected):
     """Over all leaves, the largest difference relative to the leaf's largest entry."""
-    errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / np.abs(b).max()), found, expected)
+    errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / np.abs(b).max()), actual, expected)
     return max(jax.tree.leaves(errors))
 
 
@@ -109,8 +109,8 @@ def test_loss_and_gradients_of_the_original(golden, remat, targets_only, fidelit
     config = dataclasses.replace(config, remat=remat, scan_layers=remat == "full")
     target_index = None
     if targets_only:  # positions with weight first; the rest is filled with positions of weight 0
-        most = int(arrays["loss_mask"].sum(1).max())
-        target_index = np.argsort(-arrays["loss_mask"], axis=1, kind="stable")[:, :most].astype(np.int32)
+        count = int(arrays["loss_mask"].sum(1).max())
+        target_index = np.argsort(-arrays["loss_mask"], axis=1, kind="stable")[:, :count].astype(np.int32)
     loss, gradients = jax.jit(jax.value_and_grad(golden_loss(config, arrays, target_index)))(params)
     fidelity.close(golden_file(config), "loss of the model", loss, arrays["loss"], 1e-5)
     keys = {key.removeprefix("grad/"): a for key, a in arrays.items() if key.startswith("grad/")}
@@ -178,15 +178,15 @@ def test_fresh_parameters_have_the_statistics_of_the_original(fidelity):
         tensors[f"transformer.layers.3.{block}.{name}.bias"] = layers[block][name]["bias"][3]
     assert tensors.keys() == stats.keys()
     for name, (_, std, _) in stats.items():
-        found = np.asarray(tensors[name])
-        assert found.dtype == np.float32
+        actual = np.asarray(tensors[name])
+        assert actual.dtype == np.float32
         constant = 1.0 if name.endswith("layernorm.weight") else 0.0
-        np.testing.assert_allclose(found.mean(), constant, atol=5 * max(std, 1e-9) / found.size**0.5)
+        np.testing.assert_allclose(actual.mean(), constant, atol=5 * max(std, 1e-9) / actual.size**0.5)
         if std:
             what = "standard deviation of each tensor"
-            fidelity.close("init_stats_12L_256H.json", what, found.std(), std, 0.02, relative=True)
+            fidelity.close("init_stats_12L_256H.json", what, actual.std(), std, 0.02, relative=True)
         else:
-            assert found.std() == 0
+            assert actual.std() == 0
     first, second = layers["mlp"]["dense_h_to_4h"]["kernel"][:2]
     assert not np.array_equal(first, second)
 
@@ -195,7 +195,7 @@ def test_fresh_parameters_have_the_statistics_of_the_original(fidelity):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_who_sees_whom(tiny, scan):
+def test_the_mask_through_gradients(tiny, scan):
     config, params, (tokens, *positions, prefix) = tiny
     config = dataclasses.replace(config, scan_layers=scan)
 
@@ -282,7 +282,7 @@ def test_remat_policies_compute_again_what_they_say():
             total += sum(products(getattr(j, "jaxpr", j)) for j in inner if hasattr(getattr(j, "jaxpr", j), "eqns"))
         return total
 
-    found = {}
+    actual = {}
     for remat in ("none", "dots", "full"):
         config = GLMConfig(
             64, 1, 16, 2, 8, hidden_dropout=0, attention_dropout=0, remat=remat, scan_layers=False, dtype="float32"
@@ -294,8 +294,8 @@ def test_remat_policies_compute_again_what_they_say():
             return GLM(config).apply({"params": params}, ids, ids, ids, jnp.zeros(1, jnp.int32)).sum()
 
         compiled = jax.make_jaxpr(jax.grad(loss))(params)
-        found[remat] = products(compiled.jaxpr)
-    assert found["none"] < found["dots"] < found["full"], found
+        actual[remat] = products(compiled.jaxpr)
+    assert actual["none"] < actual["dots"] < actual["full"], actual
 
 
 def test_bfloat16_is_near_float32(tiny):
@@ -381,7 +381,7 @@ def test_no_random_numbers_without_dropout(tiny):
 def test_parameter_tree_and_logical_axes():
     boxed = jax.eval_shape(lambda: init_params(SHAPES["A"], jax.random.key(0)))
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    found = {
+    actual = {
         "/".join(k.key for k in path): (leaf.value.shape, leaf.names)
         for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)
     }
@@ -408,7 +408,7 @@ def test_parameter_tree_and_logical_axes():
             f"layers/{name}/{k}": v for name in ("input_layernorm", "post_attention_layernorm") for k, v in norm.items()
         },
     }
-    assert found == expected
+    assert actual == expected
 
 
 def test_named_sizes_and_overrides():
