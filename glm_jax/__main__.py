@@ -22,7 +22,6 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     summary = "GLM: language models trained by autoregressive blank infilling, in JAX."
     verb, rest = choose("python -m glm_jax", summary, VERBS, arguments)
-    sys.argv = [f"glm-jax {verb}", *rest]  # where absl and ml_collections look
     importlib.import_module(f"glm_jax.cli.{verb}").main(rest)
 
 

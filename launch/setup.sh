@@ -9,22 +9,31 @@ PYTHON=${PYTHON:-python3}
     "Name another one: PYTHON=python3.12 $0" >&2
   exit 1
 }
-wanted="$("$PYTHON" --version) ${EXTRA:-} $(cksum requirements.txt pyproject.toml)"
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+pip_install() { # names each package as pip downloads it: the first installation takes minutes
+  .venv/bin/python -m pip install --disable-pip-version-check "$@" | while read -r verb name _; do
+    case $verb in
+      Collecting) echo "  downloading $name" ;;
+      Installing) echo "  installing what was downloaded, about a minute" ;;
+    esac
+  done >&2
+}
+
+environment="$("$PYTHON" --version) ${EXTRA:-} $(cksum requirements.txt pyproject.toml)"
+if [ "$(cat .venv/installed 2>/dev/null)" != "$environment" ]; then
   if [ -d .venv ] && [ ! -f .venv/installed ]; then
-    echo "$PWD/.venv is not an environment of this script: move it away, or remove it." >&2
+    echo "$PWD/.venv was not made by this script: move or remove it." >&2
     exit 1
   fi
-  echo "installing into $PWD/.venv (once)" >&2
+  echo "installing the packages of requirements.txt into $PWD/.venv, once: about two minutes" >&2
   rm -rf .venv
   "$PYTHON" -m venv .venv
   touch .venv/installed
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+  pip_install -r requirements.txt
+  pip_install --no-deps --editable .
   if [ -n "${EXTRA:-}" ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt --editable ".[$EXTRA]"
+    pip_install -c requirements.txt --editable ".[$EXTRA]"
   fi
-  echo "$wanted" >.venv/installed
+  echo "$environment" >.venv/installed
 fi
 # shellcheck disable=SC1091
 . .venv/bin/activate

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv and runs them; arguments go to pytest: ./launch/test.sh -m slow
+# Installs what the tests need into .venv and runs the default tier on two cores; arguments go to pytest:
+#   ./launch/test.sh -m thorough   the rest of what CI runs
+#   ./launch/test.sh -m slow       proofs that take minutes each
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/setup.sh"
 if [ "$(uname -sm)" = "Linux x86_64" ]; then
-  # The compiler of TPUs, 200 MB: plans are tested with it, and skipped where there is none. It stands beside the
-  # environment, not in it, where every other start of JAX would look for a TPU.
+  # The TPU compiler, 200 MB; without it the tests of plans are skipped. It is kept outside of the environment, because
+  # JAX looks for a TPU wherever it finds libtpu.
   if [ ! -d .venv/libtpu ]; then
     version=$(python -c "from glm_jax.planning.topologies import required_libtpu; print(required_libtpu())")
+    echo "downloading the TPU compiler, once" >&2
     python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/libtpu.part "libtpu==$version"
     mv .venv/libtpu.part .venv/libtpu
   fi

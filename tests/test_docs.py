@@ -53,10 +53,11 @@ ELSEWHERE = {
     **dict.fromkeys(
         (
             f"python -m glm_jax benchmark {verb}"
-            for verb in ("step", "attention", "peer", "decode", "input", "compile", "finetune", "growth", "choices")
+            for verb in ("step", "attention", "decode", "input", "compile", "finetune")
         ),
         "tests/benchmarks/test_benchmarks.py",
     ),
+    "python -m tools": "tests/tools",
     "python -m glm_jax plan": "tests/planning/test_estimate.py",
     "python -m tools.survey": "tests/planning/test_estimate.py",
 }

@@ -142,6 +142,38 @@ def test_train_starts_what_its_first_word_says(arguments, verb, tmp_path):
     assert printed == f"-m glm_jax {verb} --workdir=runs/my run\n"
 
 
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  --version) echo "Python 3.12.0" ;;
+  "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/bin/activate ;;
+  "-m pip install"*) echo "Collecting jax==1.0 (from -r requirements.txt (line 1))" && echo "Installing collected: jax"
+    case "$*" in *"$FAIL"*) [ -z "$FAIL" ] || exit 1 ;; esac ;;
+esac
+"""
+
+
+def test_setup_says_what_it_installs_and_installs_once(tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "setup.sh").write_text((ROOT / "launch" / "setup.sh").read_text())
+    for name, text in (("python", FAKE_PYTHON), ("requirements.txt", "jax\n"), ("pyproject.toml", "")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "python").chmod(0o755)
+
+    def setup(fail=""):
+        environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "EXTRA": "cuda", "FAIL": fail}
+        return subprocess.run(
+            ["bash", "-c", ". launch/setup.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    failed = setup(fail="--no-deps")  # the second of three installations
+    assert failed.returncode != 0
+    done = setup()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("downloading jax==1.0\n") == 3
+    again = setup()
+    assert (again.returncode, again.stderr) == (0, "")
+
+
 def test_images_are_of_pythons_and_extras_that_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {"tpu", "cuda", "beam"} <= set(project["optional-dependencies"])

@@ -93,7 +93,7 @@ def run(config: ConfigDict, topology: str, only: tuple[str, ...] = ()) -> dict[s
         table[name] = {figure: described[figure] for figure in _FIGURES if figure in described}
     first = table[choices[0]]
     return {
-        "figure": first.get("hbm_bytes_per_step", 0) / 1e9,
+        "value": first.get("hbm_bytes_per_step", 0) / 1e9,
         "unit": f"GB read and written a step and chip, {choices[0]}",
         "topology": topology,
         "batch_size": config.batch_size,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from glm_jax import config as defaults
-from glm_jax.benchmarks.step import opened
+from glm_jax.benchmarks.step import open_step
 from glm_jax.benchmarks.timing import matmul_flops_per_second, seconds
 
 _BASE = {"batch": 4, "row length": 128, "layers": 4, "devices": 1}
@@ -52,7 +52,7 @@ def run(picture: str = "", largest: int = 16, repeats: int = 7) -> dict:
     if picture:
         draw(sweeps, picture)
     return {
-        "figure": last.useful_flops / last.seconds / 1e9,
+        "value": last.useful_flops / last.seconds / 1e9,
         "unit": "useful GFLOP/s of the largest batch",
         "bound": rate / 1e9,
         "bound_unit": "GFLOP/s of a plain matrix product in the same run",
@@ -84,7 +84,7 @@ def measure(**sizes: int) -> Point:
         "dtype": "float32", "hidden_dropout": 0.0, "attention_dropout": 0.0,
     })  # fmt: skip
     config.mesh.fsdp = devices
-    with opened(config, jax.devices()[:devices]) as step:
+    with open_step(config, jax.devices()[:devices]) as step:
         memory = step.built.train_step.lower(step.state[0], step.rows).compile().memory_analysis()
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(step.state[0]))
         spent = seconds(step, repeats=sizes["repeats"], choose=min)

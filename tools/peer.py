@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from glm_jax.benchmarks.step import Opened, opened
-from glm_jax.benchmarks.timing import beside_products
+from glm_jax.benchmarks.step import OpenStep, open_step
+from glm_jax.benchmarks.timing import time_against_matmuls
 from glm_jax.model.batch import Batch
 from glm_jax.training.train_step import apply_loss
 
@@ -62,16 +62,18 @@ def run(config, repeats: int = 7, python: str = "", mode: str = "compiled") -> d
     if jax.device_count() > 1:
         raise ValueError(f"the peer runs on one device and there are {jax.device_count()}: show one to the process")
     theirs: list[float] = []
-    with opened(config) as step, _peer(step, python or sys.executable, mode) as peer:
+    with open_step(config) as step, _peer(step, python or sys.executable, mode) as peer:
         ours = _loss(step)
         exact = step.built.model.config.dtype == "float32" and not (model.hidden_dropout or model.attention_dropout)
         if abs(peer.loss / ours - 1) > (1e-5 if exact else 3e-2):
             raise ValueError(f"the peer's loss of the same parameters and batch is {peer.loss}, here it is {ours}")
-        measured = beside_products(step, step.built.model.config.dtype, repeats, lambda: theirs.append(peer.step()))
+        measured = time_against_matmuls(
+            step, step.built.model.config.dtype, repeats, lambda: theirs.append(peer.step())
+        )
     ratio = statistics.median(theirs) / measured.seconds
     fraction = step.flops / measured.flops
     return {
-        "figure": ratio,
+        "value": ratio,
         "unit": "times as fast as PyTorch, of medians",
         "bound": _WANTED,
         "bound_unit": "times, wanted",
@@ -89,7 +91,7 @@ def run(config, repeats: int = 7, python: str = "", mode: str = "compiled") -> d
     }
 
 
-def _loss(step: Opened) -> float:
+def _loss(step: OpenStep) -> float:
     """Of the parameters that the peer has, on the batch that it has."""
     loss = jax.jit(functools.partial(apply_loss, step.built.model))
     total, sums = loss(step.state[0].params, step.rows, step.batch)
@@ -97,7 +99,7 @@ def _loss(step: Opened) -> float:
 
 
 @contextlib.contextmanager
-def _peer(step: Opened, python: str, mode: str) -> Iterator[Peer]:
+def _peer(step: OpenStep, python: str, mode: str) -> Iterator[Peer]:
     shape = {name: getattr(step.built.model.config, name) for name in _SHAPE}
     shape["device"] = "cpu" if jax.default_backend() == "cpu" else "cuda"
     shape["compiled"] = mode == "compiled"

@@ -1,7 +1,7 @@
-"""Plans many configs on every generation of TPU: python -m glm_jax.planning.survey configs/pretrain/glm_*.py
+"""Plans many configs on every generation of TPU: python -m tools survey configs/pretrain/glm_*.py
 
-Of a short list of slices each config gets the smallest on which it fits. Every plan is a line of `--plans` as soon as
-it is compiled; the same command again goes on where it stopped, and at the end prints the table of docs/scale.md.
+Each config gets the smallest slice of a short list on which it fits. Every plan is a line of `--plans` as soon as it is
+compiled; the same command resumes, and prints the table of docs/scale.md at the end.
 """
 
 import json
@@ -12,18 +12,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import app, flags
+from glm_jax.cli.common import Parser, one_line_errors
 
-# Slices that people rent, the smallest first.
+# Slices that people rent, smallest first.
 LADDERS = {
     "v5e": ("v5e:4x4", "v5e:8x8", "v5e:16x16"),
     "v6e": ("v6e:4x4", "v6e:8x8", "v6e:16x16"),
     "v4": ("v4:2x2x4", "v4:4x4x4", "v4:4x8x8"),
     "v5p": ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8"),
 }
-_PLANS = flags.DEFINE_string("plans", "plans.jsonl", "Where plans are kept, one a line.")
-_CHANGES = flags.DEFINE_multi_string("change", [], "KEY=VALUE, replaced in every config.")
-_CHIPS = flags.DEFINE_list("chips", list(LADDERS), "Generations to plan for.")
 
 
 def read(path: str | os.PathLike, changes: Sequence[str] = ()) -> dict[tuple[str, str], dict[str, Any]]:
@@ -106,17 +103,17 @@ def row(plan: dict[str, Any]) -> str:
     return "| " + " | ".join([*cells, f"{plan['compile_seconds']:.0f} s"]) + " |"
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Plans the configs named as arguments."""
-    if len(arguments) < 2:
-        raise app.UsageError("name the files of configs/ to plan")
-    from glm_jax.cli.common import one_line_errors
-
+    prog = "python -m tools survey"
+    examples = (f"{prog} configs/pretrain/glm_*.py", f"{prog} configs/pretrain/glm_10b.py --chips v5p --change seed=1")
+    parser = Parser(prog, "Plan many configs on every generation of TPU.", examples)
+    parser.add_argument("configs", nargs="+", metavar="FILE", help="files of configs/")
+    parser.add_argument("--plans", default="plans.jsonl", help="file of plans, one a line; default: plans.jsonl")
+    parser.add_argument("--change", action="append", default=[], metavar="KEY=VALUE", help="replaced in every config")
+    parser.add_argument("--chips", nargs="+", default=list(LADDERS), help="generations to plan for; default: all")
+    options = parser.parse_args(arguments)
     with one_line_errors():
         print(HEADER)
-        for plan in survey(arguments[1:], _CHIPS.value, _PLANS.value, _CHANGES.value):
+        for plan in survey(options.configs, options.chips, options.plans, options.change):
             print(row(plan), flush=True)
-
-
-if __name__ == "__main__":
-    app.run(main)

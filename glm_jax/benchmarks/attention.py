@@ -1,4 +1,4 @@
-"""The attention backends of a device side by side: time, memory, and how far their results are from each other."""
+"""Compares the attention backends of a device: time, memory, and the difference of their results."""
 
 import functools
 
@@ -22,12 +22,12 @@ def run(
     dtype: str = "bfloat16",
     dropout: float = 0.0,
     backends: tuple[str, ...] = (),
-    in_a_row: int | None = None,
+    chained: int | None = None,
 ) -> dict:
-    """Forward, and forward with the gradients of q, k and v, of `backends` (else of all) for rows of made-up numbers.
+    """Times forward, and forward with the gradients of q, k and v, of `backends` (default: all) on random inputs.
 
-    A backend that refuses this device or these sizes is listed with its reason. `in_a_row` attentions are one program,
-    each with the result of the one before as its queries: 8, so that starting a program costs little, on a CPU 1.
+    A backend that refuses this device or these sizes is listed with its reason. One program runs `chained` attentions,
+    each with the result of the previous one as its queries: 8 to hide the cost of starting a program, 1 on a CPU.
 
     Raises ValueError for a name that is no backend, and for a Part A longer than its row.
     """
@@ -35,7 +35,7 @@ def run(
         check_backend_name(name)
     if not 0 <= prefix <= length:
         raise ValueError(f"--prefix={prefix} of rows of {length} columns: give at most --length")
-    count = in_a_row or (1 if jax.default_backend() == "cpu" else 8)
+    count = chained or (1 if jax.default_backend() == "cpu" else 8)
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, direction = (jax.random.normal(key, (rows, length, heads, _WIDTH), dtype) for key in keys)
     prefixes = jnp.full(rows, prefix, jnp.int32)
@@ -53,16 +53,16 @@ def run(
     pairs = sum(visible_pairs(np.array([prefix], np.float64), np.array([length - prefix], np.float64)))[0]
     flops = 4 * rows * heads * _WIDTH * pairs
     bound = matmul_flops_per_second(dtype)
-    table, found = {}, {}
+    table, results = {}, {}
     for name in backends or sorted(set(BACKENDS) - {"auto"}):
         try:
             forward = jax.jit(functools.partial(chain, name)).lower(q, k, v).compile()
             both = jax.jit(functools.partial(with_gradients, name)).lower(q, k, v).compile()
             forward_seconds, both_seconds = (seconds(program, q, k, v) / count for program in (forward, both))
-        except Exception as error:  # of the backend, of Pallas or of XLA; the others go on
+        except Exception as error:  # from the backend, Pallas or XLA; the other backends are still measured
             table[name] = {"refused": str(error).strip().splitlines()[0]}
             continue
-        found[name] = jax.device_get(both(q, k, v))
+        results[name] = jax.device_get(both(q, k, v))
         table[name] = {
             "forward_seconds": forward_seconds,
             "forward_and_backward_seconds": both_seconds,
@@ -70,20 +70,20 @@ def run(
             "fraction_of_bound": 3 * flops / both_seconds / bound,
             "temporary_bytes": both.memory_analysis().temp_size_in_bytes,
         }
-    if dropout == 0 and _REFERENCE in found:  # otherwise the masks differ
-        for name, arrays in found.items():
-            table[name]["difference"] = _difference(arrays, found[_REFERENCE])
-    fastest = max(found, key=lambda name: table[name]["useful_gflops_per_second"], default=None)
+    if dropout == 0 and _REFERENCE in results:  # otherwise the masks differ
+        for name, arrays in results.items():
+            table[name]["difference"] = _difference(arrays, results[_REFERENCE])
+    fastest = max(results, key=lambda name: table[name]["useful_gflops_per_second"], default=None)
     return {
-        "figure": table[fastest]["useful_gflops_per_second"] if fastest else 0.0,
+        "value": table[fastest]["useful_gflops_per_second"] if fastest else 0.0,
         "unit": f"useful GFLOP/s, forward and backward, of {fastest}",
         "bound": bound / 1e9,
-        "bound_unit": "GFLOP/s of plain matrix products in the same run",
+        "bound_unit": "GFLOP/s of plain matrix multiplications in the same run",
         "fraction_of_bound": table[fastest]["fraction_of_bound"] if fastest else 0.0,
         "backends": table,
         "rows": rows, "length": length, "prefix": prefix, "heads": heads, "dtype": dtype, "dropout": dropout,
-        "counting": "visible query-key pairs only, two products forward and four backward; difference: from "
-        f"{_REFERENCE}, the largest of the result and the three gradients, over the largest value there",
+        "counting": "visible query-key pairs only, two matmuls forward and four backward; difference: the largest from "
+        f"{_REFERENCE}, of the result and the three gradients, relative to the largest value there",
     }  # fmt: skip
 
 

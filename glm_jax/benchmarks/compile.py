@@ -1,4 +1,4 @@
-"""How long a run takes to begin: compilation by depth, and the start of a whole run with a cold and a warm cache."""
+"""How long a run takes to start: compilation by depth, and a whole run with a cold and a warm compilation cache."""
 
 import contextlib
 import pickle
@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -18,8 +17,8 @@ from glm_jax.model.config import GLMConfig
 from glm_jax.planning.estimate import abstract_rows
 from glm_jax.training import setup
 
-DEEPER = 1.2  # what the deepest step may cost, in compilations of the shallowest
-WARM = 10.0  # seconds to the first step
+DEEPEST_BOUND = 1.2  # how long compiling the deepest step may take, relative to the shallowest
+WARM_BOUND = 10.0  # seconds until the first step of a run with a warm cache
 _START = (
     "import sys, pickle, logging; logging.basicConfig(level=logging.INFO, format='%(message)s'); "
     "from glm_jax.training.host_memory import keep_freed_memory; keep_freed_memory(); "
@@ -31,35 +30,37 @@ _FIRST_STEP = "first step done"
 def run(config: ConfigDict, depths: tuple[int, ...] = (12, 48), width: int = 64, size: str = "base") -> dict:
     """Compiles a small model at each of `depths`, and starts `config` twice with a model of a named `size`.
 
-    The started run computes in float32 without dropout, reads the config's text, 4 rows a step and device, and is ended
-    after its first step. `size` "config" starts what the config says.
+    The run that is started computes in float32 without dropout, reads the text of the config, 4 rows per step and
+    device, and is killed after its first step. `size` "config" starts the config unchanged.
     """
     compiled = {str(depth): _compilation(depth, width) for depth in depths}
-    own = config.copy_and_resolve_references()
+    started = config.copy_and_resolve_references()
     if size != "config":
-        own.model.update(defaults.pretrain().model)
+        started.model.update(defaults.pretrain().model)
         vocabulary = GLMConfig.named(size).vocab_size
-        own.model.update({"size": size, "vocab_size": vocabulary, "dtype": "float32"})
-        own.model.hidden_dropout = own.model.attention_dropout = 0.0
-        own.batch_size = 4 * jax.device_count()
-    data.load(own.data.to_dict())  # preparing text is not what is measured
+        started.model.update({"size": size, "vocab_size": vocabulary, "dtype": "float32"})
+        started.model.hidden_dropout = started.model.attention_dropout = 0.0
+        started.batch_size = 4 * jax.device_count()
+    data.load(started.data.to_dict())  # preparing text is not what is measured
     with tempfile.TemporaryDirectory() as folder:
-        own.compilation_cache = f"{folder}/compiled"
-        cold, warm = (first_step(own, f"{folder}/{name}") for name in ("cold", "warm"))
+        started.compilation_cache = f"{folder}/compiled"
+        cold, warm = (first_step(started, f"{folder}/{name}") for name in ("cold", "warm"))
     seconds = {depth: parts["lowering"] + parts["compilation"] for depth, parts in compiled.items()}
-    figure = seconds[str(depths[-1])] / seconds[str(depths[0])]
+    ratio = seconds[str(depths[-1])] / seconds[str(depths[0])]
     return {
-        "figure": figure,
-        "unit": f"compilations of {depths[0]} layers that one of {depths[-1]} layers costs, lowering included",
-        "bound": DEEPER,
-        "fraction_of_bound": figure / DEEPER,
+        "value": ratio,
+        "unit": f"seconds to lower and compile {depths[-1]} layers over those of {depths[0]} layers",
+        "bound": DEEPEST_BOUND,
+        "fraction_of_bound": ratio / DEEPEST_BOUND,
         "seconds_by_layers": compiled,
         "first_step_cold_seconds": cold,
         "first_step_warm_seconds": warm,
-        "first_step_bound_seconds": WARM,
-        "started": "the config" if size == "config" else f"{size}, {own.batch_size} rows of {own.data.sequence_length}",
-        "counting": "compilation without any cache, of scanned layers; starts from the call of the interpreter until "
-        "the first step of the trainer is done, its text prepared",
+        "first_step_bound_seconds": WARM_BOUND,
+        "started": "the config"
+        if size == "config"
+        else f"{size}, {started.batch_size} rows of {started.data.sequence_length}",
+        "counting": "compilation of scanned layers without any cache; a start is timed from calling the interpreter "
+        "until the trainer's first step is done; the text is prepared beforehand",
     }
 
 
@@ -78,42 +79,42 @@ def _compilation(depth: int, width: int) -> dict[str, float]:
         with built.activate():
             began = time.perf_counter()
             lowered = built.train_step.lower(built.abstract_state, rows)
-            between = time.perf_counter()
+            lowered_at = time.perf_counter()
             lowered.compile()
-            return {"lowering": between - began, "compilation": time.perf_counter() - between}
+            return {"lowering": lowered_at - began, "compilation": time.perf_counter() - lowered_at}
 
 
 @contextlib.contextmanager
 def _no_cache():
-    before = jax.config.jax_enable_compilation_cache
+    previous = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        jax.config.update("jax_enable_compilation_cache", previous)
 
 
 def first_step(config: ConfigDict, workdir: str) -> float:
     """Seconds from the start of a process that trains `config` in `workdir` until its first step is done.
 
-    The process is then killed. Raises RuntimeError with its last words when it ends before.
+    The process is then killed. Raises RuntimeError with its last lines when it ends earlier.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryFile() as given:
-        pickle.dump(config, given)
-        given.seek(0)
+    with tempfile.TemporaryFile() as file:
+        pickle.dump(config, file)
+        file.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-c", _START, workdir], stdin=given, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            [sys.executable, "-c", _START, workdir], stdin=file, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
             text=True,
         )  # fmt: skip
-    said: list[Any] = []
+    lines: list[str] = []
     try:
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if _FIRST_STEP in line:
                 return time.perf_counter() - began
     finally:
         process.kill()
         process.wait()
         process.stderr.close()
-    raise RuntimeError("the run ended before its first step: " + "".join(said[-5:]))
+    raise RuntimeError("the run ended before its first step: " + "".join(lines[-5:]))

@@ -1,4 +1,4 @@
-"""How fast rows become batches, and what share of a training step that is."""
+"""How fast rows become batches."""
 
 import functools
 
@@ -20,7 +20,7 @@ MIXTURES = {
 
 
 def run(length: int = 512, batch: int = 256) -> dict:
-    """Examples a second of `corrupt` alone, for each objective and the mixture, on the default device."""
+    """Examples per second of `corrupt` alone, for each objective and the mixture, on the default device."""
     tokens, ends = made_up_rows(batch, length)
     lengths, index = np.full(batch, length, np.int32), np.arange(batch, dtype=np.uint32)
     arguments = jax.random.key(0), *map(jnp.asarray, (tokens, lengths, index, ends))
@@ -29,14 +29,14 @@ def run(length: int = 512, batch: int = 256) -> dict:
         function = functools.partial(corrupt, config=CorruptionConfig(**options), special=SPECIAL)
         rates[name] = batch / seconds(function, *arguments, repeats=31)
     out = CorruptionConfig().sequence_length(length)
-    # What must be read and written at least: the raw rows, and the three arrays of a batch that are as long as it is.
+    # At least the raw rows are read, and the three arrays of shape [B, T] are written.
     moved = 4 * (length + 3 * out)
     bound = bytes_per_second([jnp.zeros((4096, 4096))]) / moved
     return {
-        "figure": rates["blank_infilling"],
+        "value": rates["blank_infilling"],
         "unit": "examples/s",
         "bound": bound,
-        "bound_unit": f"examples/s if one cost moving {moved} bytes at the bandwidth measured in the same run",
+        "bound_unit": f"examples/s if each only moved {moved} bytes at the bandwidth measured in the same run",
         "fraction_of_bound": rates["blank_infilling"] / bound,
         "examples_per_second": rates,
         "raw_length": length,

@@ -1,4 +1,4 @@
-"""How fast a model writes: tokens a second by batch, against the time to read all parameters once a token."""
+"""How fast a model decodes: tokens per second by batch size, against reading all parameters once per token."""
 
 import time
 
@@ -25,9 +25,9 @@ def run(
     layers: int | None = None,
     **overrides,
 ) -> dict:
-    """Greedy decoding of made-up prompts with fresh parameters of a named `size`, end tokens forbidden.
+    """Greedy decoding of synthetic prompts with new parameters of a named `size`; end tokens are forbidden.
 
-    `layers` takes fewer than the size has; `overrides` replace other fields of its GLMConfig.
+    `layers` replaces the number of layers of the size; `overrides` replace other fields of its GLMConfig.
     """
     if layers is not None:
         overrides["num_layers"] = layers
@@ -35,23 +35,23 @@ def run(
     config = GLMConfig.named(size, dtype=dtype, **{"max_position_embeddings": positions, **overrides})
     params = jax.jit(lambda key: unbox(init_params(config, key)))(jax.random.key(0))
     decoder = decoder_lib.Decoder(GLM(config), params, SPECIAL)
-    # The tables of positions are looked up, not read; the vocabulary is read by the head.
+    # Position embeddings are looked up, not read whole; the head reads the word embeddings.
     positions = sum(leaf.size for name, part in params.items() if "position" in name for leaf in jax.tree.leaves(part))
     read = (parameter_count(config) - positions) * jnp.dtype(dtype).itemsize
     bandwidth = bytes_per_second(decoder.params)
     del params
     new = min(128, max(lengths))
     rows = {
-        str(batch): {**_prefill(decoder, batch, prompt_length), **_writing(decoder, batch, prompt_length, new)}
+        str(batch): {**_prefill(decoder, batch, prompt_length), **_generation(decoder, batch, prompt_length, new)}
         for batch in batches
     }
     first = rows[str(batches[0])]["tokens_per_second"] / batches[0]
     bound = bandwidth / read
     return {
-        "figure": first,
+        "value": first,
         "unit": f"tokens/s at batch {batches[0]}",
         "bound": bound,
-        "bound_unit": f"tokens/s if a token cost reading {read / 1e6:.0f} MB of parameters once, at "
+        "bound_unit": f"tokens/s if a token only read {read / 1e6:.0f} MB of parameters, at "
         f"{bandwidth / 1e9:.1f} GB/s measured by summing them in the same run",
         "fraction_of_bound": first / bound,
         "model": size,
@@ -60,7 +60,7 @@ def run(
         "by_batch": rows,
         "milliseconds_per_token_by_length": _by_length(decoder, prompt_length, lengths),
         **_compilations(decoder, config),
-        "counting": "a token is one column of one row, the start token's included; compilation and prefill excluded",
+        "counting": "a token is one column of one row, including the start token; compilation and prefill are excluded",
     }
 
 
@@ -71,8 +71,8 @@ def _prompts(batch, length):
     return [EncodedPrompt(tuple(row), (length // 2,)) for row in ids.tolist()]
 
 
-def _strategy():
-    return SamplingParams(min_new_tokens=1_000_000)  # never ends by itself
+def _sampling():
+    return SamplingParams(min_new_tokens=1_000_000)  # never ends on its own
 
 
 def _prefill(decoder, batch, length):
@@ -81,15 +81,15 @@ def _prefill(decoder, batch, length):
     return {"prefill_seconds": spent, "prefill_tokens_per_second": batch * length / spent}
 
 
-def _writing(decoder, batch, length, new):
-    prompts, keys, strategy = _prompts(batch, length), jax.random.split(jax.random.key(0), batch), _strategy()
-    values = strategy.values(decoder.config.vocab_size)
+def _generation(decoder, batch, length, new):
+    prompts, keys, sampling = _prompts(batch, length), jax.random.split(jax.random.key(0), batch), _sampling()
+    values = sampling.values(decoder.config.vocab_size)
 
     def steps():
-        context, columns, writing = decoder._begin(prompts, new, 1, keys)
-        jax.block_until_ready(writing)
+        context, columns, state = decoder._begin(prompts, new, 1, keys)
+        jax.block_until_ready(state)
         began = time.perf_counter()
-        jax.block_until_ready(decoder._go_on(context, columns, writing, jnp.int32(new), strategy, values, new).tokens)
+        jax.block_until_ready(decoder._go_on(context, columns, state, jnp.int32(new), sampling, values, new).tokens)
         return time.perf_counter() - began
 
     steps()
@@ -98,17 +98,17 @@ def _writing(decoder, batch, length, new):
 
 
 def _by_length(decoder, prompt_length, lengths):
-    """What one more token costs at batch 1 when so many are asked for."""
-    return {str(n): _writing(decoder, 1, prompt_length, n)["milliseconds_per_step"] for n in lengths}
+    """Milliseconds per token at batch 1, by the number of new tokens."""
+    return {str(n): _generation(decoder, 1, prompt_length, n)["milliseconds_per_step"] for n in lengths}
 
 
 def _compilations(decoder, config, count=100):
-    """Programs compiled to answer prompts of mixed lengths with two new tokens each."""
+    """How many programs are compiled for prompts of mixed lengths with two new tokens each."""
     rng = np.random.default_rng(1)
     prompts = [_prompts(1, int(n))[0] for n in rng.integers(4, config.max_position_embeddings - 8, count)]
     keys = jax.random.split(jax.random.key(0), count)
     programs = (decoder_lib.encode, decoder_lib.init_state, decoder_lib.decode_loop)
-    before = [program._cache_size() for program in programs]
+    sizes = [program._cache_size() for program in programs]
     decoder.complete(prompts, SamplingParams(), max_new_tokens=2, keys=keys, batch_size=1)
-    compiled = [program._cache_size() - old for program, old in zip(programs, before, strict=True)]
+    compiled = [program._cache_size() - old for program, old in zip(programs, sizes, strict=True)]
     return {"prompts_of_mixed_lengths": count, "compiled_prefills": compiled[0], "compiled_loops": compiled[2]}

@@ -1,4 +1,4 @@
-"""How fast fine-tuning is: examples a second of one step of a config, on made-up examples of its task."""
+"""How fast fine-tuning is: examples per second of one step of a config, on synthetic examples of its task."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from glm_jax import data
-from glm_jax.benchmarks.timing import beside_products
+from glm_jax.benchmarks.timing import time_against_matmuls
 from glm_jax.config import OVERRIDABLE
 from glm_jax.data.synthetic import SPECIAL
 from glm_jax.model.config import GLMConfig
@@ -25,9 +25,9 @@ from glm_jax.tuning.task import FinetuningTask, check_keys, tasks_of
 
 
 def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: Any) -> dict:
-    """One optimizer step on examples whose fields have `words` random words each, cut to the task's lengths.
+    """One optimizer step on examples whose fields have `words` random words each, truncated to the task's lengths.
 
-    `size` names the model that the config's checkpoint stands for, `overrides` replace fields of its GLMConfig.
+    `size` names the model in place of the config's checkpoint; `overrides` replace fields of its GLMConfig.
 
     Raises ValueError for a config with several tasks, or with one whose examples need more than texts and a label.
     """
@@ -35,28 +35,28 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
     tasks = tasks_of(config)
     if len(tasks) != 1:
         raise ValueError(f"the config has {len(tasks)} tasks: measure one at a time with --config.tasks=\"('NAME',)\"")
-    own = config.copy_and_resolve_references()
-    tuned = {key: own.model[key] for key in OVERRIDABLE if own.model[key] is not None}
+    config = config.copy_and_resolve_references()
+    tuned = {key: config.model[key] for key in OVERRIDABLE if config.model[key] is not None}
     model = GLMConfig.named(size, **{**tuned, **overrides})
-    with own.unlocked(), own.model.ignore_type():
-        own.model.update(dataclasses.asdict(model))
-    if own.head == "classifier":
-        with own.unlocked(), own.ignore_type():
-            own.classes = len(tasks[0].template.verbalizer)
-    examples = list(itertools.islice(_made_up(tasks[0], words), 4 * own.batch_size))
+    with config.unlocked(), config.model.ignore_type():
+        config.model.update(dataclasses.asdict(model))
+    if config.head == "classifier":
+        with config.unlocked(), config.ignore_type():
+            config.classes = len(tasks[0].template.verbalizer)
+    examples = list(itertools.islice(_synthetic_examples(tasks[0], words), 4 * config.batch_size))
     tokenizer = _WordHashes(model.vocab_size)
     task = dataclasses.replace(tasks[0], source=lambda split: examples)
     try:
-        training = FinetuningTask(own, tokenizer, tasks=[task])
+        training = FinetuningTask(config, tokenizer, tasks=[task])
         training.prepare()
-        first = next(data.train_iterator(training.train_rows, batch_size=own.batch_size, seed=own.seed))
+        first = next(data.train_iterator(training.train_rows, batch_size=config.batch_size, seed=config.seed))
     except TaskError as error:
         raise ValueError(
             f"examples of {task.name} need more than texts and a label ({error!s:.80} …): "
             "measure ag_news, boolq, rte or cb"
         ) from error
-    mesh, rules = setup.check_mesh(own)
-    built = training.make_setup(setup.resolve_durations(own, rows=len(training.train_rows)), mesh, rules)
+    mesh, rules = setup.check_mesh(config)
+    built = training.make_setup(setup.resolve_durations(config, rows=len(training.train_rows)), mesh, rules)
     rows = training.rows(first)
     with built.activate():
         state = [built.init(jax.random.key(0))]
@@ -65,21 +65,21 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
             state[0], metrics = built.train_step(state[0], rows)
             return metrics
 
-        measured = beside_products(step, model.dtype)
+        measured = time_against_matmuls(step, model.dtype)
     rate = measured.flops_per_second * jax.device_count()
-    flops = useful_flops(model, rows) / own.batch_size
+    flops = useful_flops(model, rows) / config.batch_size
     return {
-        "figure": own.batch_size / measured.seconds,
+        "value": config.batch_size / measured.seconds,
         "unit": "examples/s",
         "bound": rate / flops,
-        "bound_unit": f"examples/s if one cost its {flops / 1e9:.1f} useful GFLOP at the {rate / 1e9:.0f} GFLOP/s of a "
-        "plain matrix product, measured before and after every step",
-        "fraction_of_bound": own.batch_size * flops / (measured.flops * jax.device_count()),
+        "bound_unit": f"examples/s if each took its {flops / 1e9:.1f} useful GFLOP at {rate / 1e9:.0f} GFLOP/s, "
+        "measured with plain matmuls before and after every step",
+        "fraction_of_bound": config.batch_size * flops / (measured.flops * jax.device_count()),
         "seconds_per_step": measured.seconds,
         "task": task.name,
         "model": size,
         "dtype": model.dtype,
-        "batch_size": own.batch_size,
+        "batch_size": config.batch_size,
         "columns": int(rows.tokens.shape[1]),
         "columns_in_use": float(np.where(rows.target_weights > 0, rows.target_index + 1, 0).max(1).mean()),
         "counting": "useful work as in training/flops.py: real positions, visible pairs, targets; backward twice",
@@ -87,7 +87,7 @@ def run(config: ConfigDict, size: str = "base", words: int = 200, **overrides: A
 
 
 class _WordHashes(Tokenizer):
-    """A token a word; no vocabulary is needed for a measurement."""
+    """One token per word; a measurement needs no vocabulary."""
 
     def __init__(self, size: int):
         self.special, self.num_tokens, self.pad_vocab_to_multiple_of = SPECIAL, size, 1
@@ -104,12 +104,15 @@ class _WordHashes(Tokenizer):
     def fingerprint(self) -> str:
         return f"hashes of words, {self.num_tokens}"
 
-    def save(self, directory) -> None:
-        raise NotImplementedError("made for measurements, never for a run")
+    def files(self) -> dict[str, bytes]:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {}
 
 
 class _Fields(dict):
-    """Any field that a pattern asks for, as a text of its own."""
+    """Any field that a pattern asks for, as a random text of `words` words."""
 
     def __init__(self, number: int, words: int):
         super().__init__(number=str(number))
@@ -123,7 +126,7 @@ class _Fields(dict):
         return " ".join(map(str, random.integers(0, 10_000, self._words)))
 
 
-def _made_up(task: AnyTask, words: int) -> Iterator[Example]:
+def _synthetic_examples(task: AnyTask, words: int) -> Iterator[Example]:
     labels: Mapping | None = task.template.verbalizer if isinstance(task, Task) else None
     for number, label in enumerate(itertools.cycle(labels or [None])):
-        yield Example(f"made-up-{number}", _Fields(number, words), label)
+        yield Example(f"synthetic-{number}", _Fields(number, words), label)

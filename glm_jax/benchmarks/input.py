@@ -1,4 +1,4 @@
-"""Whether the host keeps devices fed: tokenisation, packing and the Grain pipeline, against what a step eats."""
+"""Whether the host keeps devices fed: tokenization, packing and the Grain pipeline, against what a step consumes."""
 
 import itertools
 import os
@@ -21,55 +21,55 @@ from glm_jax.distributed.accelerators import ACCELERATORS
 from glm_jax.model.config import GLMConfig
 from glm_jax.training import setup
 from glm_jax.training.flops import useful_flops
+from glm_jax.training.train_step import TokenRows
 
-WANTED = 20  # times the appetite of the device at hand
-_MFU = 0.5  # at which the appetite of devices that are not at hand is told
+TARGET_RATIO = 20  # how many devices like the one at hand the host should be able to feed
+_MFU = 0.5  # assumed of the devices in `consumption`
 
 
 def run(config: Any, megabytes: float = 4.0, seconds: float = 3.0) -> dict:
-    """The corpora of `config`, which are prepared where they are not yet, and its step.
+    """Measures the corpora of `config`, which are prepared first if necessary, and its step.
 
-    `megabytes` of text are tokenised in one process; each later stage runs for `seconds`.
+    `megabytes` of text are tokenized in one process; each later stage runs for `seconds`.
     """
     mesh, rules = setup.check(config)
     dataset = data.load(config.data.to_dict())
     rows, size = dataset.train_rows, config.batch_size
-    random = np.random.default_rng(0).integers(0, len(rows), 100_000).tolist()
-    row_numbers = itertools.cycle(random)
+    order = np.random.default_rng(0).integers(0, len(rows), 100_000).tolist()
+    row_numbers = itertools.cycle(order)
     batches = data.train_iterator(rows, batch_size=size, seed=config.seed, workers=config.data.loader_workers)
 
     def to_device():
-        return sharding.host_to_device(setup.Rows(**next(batches)), mesh, rules)
+        return sharding.host_to_device(TokenRows(**next(batches)), mesh, rules)
 
     with jax.set_mesh(mesh):
         rates = {
-            "tokenisation_of_one_process": _tokenise(config, dataset.tokenizer, megabytes),
+            "tokenization_of_one_process": _tokenize(config, dataset.tokenizer, megabytes),
             "packing_in_one_thread": _rate(lambda: rows[next(row_numbers)]["length"], seconds),
             "pipeline": _rate(lambda: next(batches)["lengths"].sum(), seconds),
-            "pipeline_to_device": _rate(lambda: to_device().lengths, seconds, every=np.sum),
+            "pipeline_to_device": _rate(lambda: to_device().lengths, seconds, count=np.sum),
         }
-    eaten = step.run(config)
-    appetite = eaten["figure"] / jax.device_count()
-    figure, bound = rates["pipeline_to_device"], WANTED * eaten["figure"]
+    consumed = step.run(config)["value"]
+    rate, bound = rates["pipeline_to_device"], TARGET_RATIO * consumed
     return {
-        "figure": figure,
+        "value": rate,
         "unit": "raw tokens/s that reach the devices",
         "bound": bound,
-        "bound_unit": f"{WANTED} times the raw tokens/s of the config's step, measured in the same run",
-        "fraction_of_bound": figure / bound,
+        "bound_unit": f"{TARGET_RATIO} times the raw tokens/s of the config's step, measured in the same run",
+        "fraction_of_bound": rate / bound,
         "tokens_per_second": rates,
         "cores": os.cpu_count(),
-        "appetite_of_a_device_here": appetite,
-        f"appetite_at_{_MFU:.0%}_mfu": appetites(config.data.sequence_length),
-        "counting": "raw tokens with [CLS] and [EOS], without padding; one host process; tokenisation runs once, "
+        "consumed_by_a_device_here": consumed / jax.device_count(),
+        f"consumed_at_{_MFU:.0%}_mfu": consumption(config.data.sequence_length),
+        "counting": "raw tokens with [CLS] and [EOS], without padding; one host process; tokenization runs once, "
         "before training, in as many processes as there are cores",
     }
 
 
-def appetites(length: int, names: tuple[str, ...] = ("base", "large", "10b")) -> dict[str, dict[str, float]]:
-    """Raw tokens a second that one chip eats at half of its peak: by chip, for models of these sizes.
+def consumption(length: int, names: tuple[str, ...] = ("base", "large", "10b")) -> dict[str, dict[str, float]]:
+    """Raw tokens per second that one chip consumes at half of its peak: by chip, for models of these sizes.
 
-    By arithmetic: `Accelerator.flops` / 2 / `flops.useful_flops` of a raw token of blank infilling in rows of `length`.
+    Computed as `Accelerator.flops` / 2 / `flops.useful_flops` of a raw token of blank infilling in rows of `length`.
     """
     tokens, _ = made_up_rows(64, length)
     index, lengths = np.arange(64, dtype=np.uint32), np.full(64, length, np.int32)
@@ -83,14 +83,14 @@ def appetites(length: int, names: tuple[str, ...] = ("base", "large", "10b")) ->
     }
 
 
-def _tokenise(config, tokenizer, megabytes):
+def _tokenize(config, tokenizer, megabytes):
     spec = DataSpec.from_dict(config.data.to_dict())
-    texts, left = [], megabytes * 1e6
+    texts, remaining = [], megabytes * 1e6
     for corpus in spec.corpora:
         for text, _ in open_corpus(corpus, os.path.expanduser(spec.data_dir)).documents("train"):
             texts.append(text)
-            left -= len(text)
-            if left <= 0:
+            remaining -= len(text)
+            if remaining <= 0:
                 break
     tokenizer.encode(texts[0][:1000])
     began = time.perf_counter()
@@ -98,13 +98,13 @@ def _tokenise(config, tokenizer, megabytes):
     return tokens / (time.perf_counter() - began)
 
 
-def _rate(one: Callable[[], Any], seconds: float, every: Callable = int) -> float:
-    """What `one` counts, a second; its first calls fill buffers and do not count."""
+def _rate(function: Callable[[], Any], seconds: float, count: Callable = int) -> float:
+    """Sum of `count(function())` per second; the first calls fill buffers and are not counted."""
     for _ in range(3):
-        one()
-    counted, began = [], time.perf_counter()
-    while time.perf_counter() - began < seconds or not counted:
-        counted.append(one())
-    jax.block_until_ready(counted)
+        function()
+    results, began = [], time.perf_counter()
+    while time.perf_counter() - began < seconds or not results:
+        results.append(function())
+    jax.block_until_ready(results)
     spent = time.perf_counter() - began
-    return sum(int(every(np.asarray(count))) for count in counted) / spent
+    return sum(int(count(np.asarray(result))) for result in results) / spent

@@ -22,14 +22,17 @@ class Parser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        """As argparse does it, with the nearest names of an unknown option."""
-        options, rest = self.parse_known_args(args, namespace)
-        if rest:
-            from glm_jax.files import nearest
+        """As argparse does it; an unknown option is answered first, with the nearest names."""
+        words = sys.argv[1:] if args is None else args
+        known = [name for action in self._actions for name in action.option_strings]
+        for word in words:
+            if word.startswith("--") and (name := word.partition("=")[0]) not in known:
+                from glm_jax.files import nearest
 
-            known = [name for action in self._actions for name in action.option_strings]
-            hint = f"; nearest: {nearest(rest[0].partition('=')[0], known)}" if rest[0].startswith("-") else ""
-            self.error(f"unknown argument {rest[0]!r}{hint}")
+                self.error(f"unknown argument {word!r}; nearest: {nearest(name, known)}")
+        options, rest = self.parse_known_args(words, namespace)
+        if rest:
+            self.error(f"unknown argument {rest[0]!r}")
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -56,6 +59,14 @@ def choose(prog: str, summary: str, choices: Mapping[str, str], arguments: Seque
         print(f"{prog}: unknown name {name!r}; nearest: {nearest(name, choices)}", file=sys.stderr)
         sys.exit(2)
     return name, rest
+
+
+def add_host_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a run on several hosts."""
+    parser.add_argument("--hosts", help="auto, slurm, tpu, off, or COORDINATOR:PORT,COUNT,INDEX (docs/launch.md)")
+    parser.add_argument(
+        "--host_timeout", type=float, metavar="SECONDS", help="within which every host must arrive; default: 300"
+    )
 
 
 def log_to_stderr() -> None:

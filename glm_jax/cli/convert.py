@@ -1,13 +1,19 @@
-"""python -m glm_jax convert SRC DST --to {glm_jax,hub,megatron}: a model from one layout to another."""
+"""python -m glm_jax convert SRC DST --to {glm_jax,hub,megatron}: copies a model to another format."""
 
-import argparse
+from collections.abc import Sequence
 
-from glm_jax.cli.common import log_to_stderr, one_line_errors
+from glm_jax.cli.common import Parser, log_to_stderr, one_line_errors
+
+_PROG = "python -m glm_jax convert"
+_EXAMPLES = (
+    f"{_PROG} THUDM/glm-10b runs/glm-10b --to glm_jax",
+    f"{_PROG} runs/quickstart exported --to megatron --model-parallel 2",
+)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Reads SRC, writes DST, prints what was read."""
-    parser = argparse.ArgumentParser(prog="python -m glm_jax convert", description=__doc__)
+    parser = Parser(_PROG, "Copy a model to another format.", _EXAMPLES)
     parser.add_argument("source", help="a folder of the original, of the hub or of a run; or a hub id")
     parser.add_argument("destination", help="a new folder")
     parser.add_argument("--to", required=True, choices=("glm_jax", "hub", "megatron"))

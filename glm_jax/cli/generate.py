@@ -1,26 +1,32 @@
 """python -m glm_jax generate --checkpoint runs/quickstart --prompt "And God said, [MASK]." """
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 
-from glm_jax.cli.common import log_to_stderr, one_line_errors
+from glm_jax.cli.common import Parser, log_to_stderr, one_line_errors
 from glm_jax.training.host_memory import keep_freed_memory
 
+_PROG = "python -m glm_jax generate"
+_EXAMPLES = (
+    f'{_PROG} --checkpoint runs/quickstart --prompt "And God said, [MASK]."',
+    f"{_PROG} --checkpoint runs/quickstart --prompts prompts.jsonl --output answers.jsonl --top-p 0.9 --temperature 1",
+)
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m glm_jax generate", description="Fill blanks, or continue texts.")
+
+def _parser() -> Parser:
+    parser = Parser(_PROG, "Fill blanks, or continue texts.", _EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", required=True, help="a run (its --workdir), a released or converted checkpoint, or a hub id")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", action="append", help="text with [MASK], or to be continued; may be repeated")
-    what.add_argument("--prompts", metavar="FILE", help='jsonl, {"prompt": …} a line; needs --output')
-    what.add_argument("--interactive", action="store_true", help="type prompts; tokens appear as they are chosen")
-    add("--output", help="jsonl; lines that it has already are not done again")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", action="append", help="text with [MASK], or to be continued; may be repeated")
+    source.add_argument("--prompts", metavar="FILE", help='jsonl, {"prompt": …} a line; needs --output')
+    source.add_argument("--interactive", action="store_true", help="type prompts; tokens appear as they are generated")
+    add("--output", help="jsonl; prompts that it already answers are skipped")
     add("--step", help="of a run: a number, 'latest' or 'best'; default: best of fine-tuning, latest of pretraining")
     add("--tokenizer", help="folder of a tokenizer, for a checkpoint that has none")
     add("--dtype", help="compute dtype, such as bfloat16; by default the run's, float32 for others")
-    add("--max-new-tokens", type=int, default=64, help="longest answer")
+    add("--max-new-tokens", type=int, default=64, help="most tokens of an answer")
     add("--order", default="left-to-right", help="of filling: right-to-left, random, or numbers such as 2,0,1")
     add("--unidirectional", action="store_true", help="continue texts from left to right only")
     add("--num-answers", type=int, default=1, help="samples, or hypotheses of a beam search")
@@ -28,21 +34,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-k", type=int, default=0, help="sample among the k most probable tokens")
     add("--top-p", type=float, default=1.0, help="sample among the tokens that together reach p")
     add("--num-beams", type=int, default=1, help="beam search")
-    add("--length-penalty", type=float, default=0.0, help="exponent of the length that divides a beam's score")
-    add("--min-new-tokens", type=int, default=0, help="shortest answer")
-    add("--no-repeat-ngram", type=int, default=0, help="no n-gram twice")
+    add("--length-penalty", type=float, default=0.0, help="a beam's score is divided by its length to this power")
+    add("--min-new-tokens", type=int, default=0, help="fewest tokens of an answer")
+    add("--no-repeat-ngram", type=int, default=0, help="generate no n-gram of this size twice; 0: allow")
     add("--seed", type=int, default=0, help="of sampling")
     add("--batch-size", type=int, default=16, help="prompts at once")
-    add("--history-tokens", type=int, default=256, help="of an interactive session, put before a new line; 0 for none")
+    add(
+        "--history-tokens", type=int, default=256, help="of an interactive session, prepended to a new line; 0 for none"
+    )
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Answers prompts and prints or writes the filled texts."""
     parser = _parser()
     given = vars(parser.parse_args(arguments))
-    taken = ("checkpoint", "prompt", "prompts", "interactive", "output", "step", "tokenizer", "dtype")
-    options = {name: value for name, value in given.items() if name not in taken}
+    not_sampling = ("checkpoint", "prompt", "prompts", "interactive", "output", "step", "tokenizer", "dtype")
+    options = {name: value for name, value in given.items() if name not in not_sampling}
     if bool(given["prompts"]) != bool(given["output"]):
         parser.error("--prompts FILE and --output FILE belong together")
     order = options["order"]

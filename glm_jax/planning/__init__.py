@@ -1,1 +1,1 @@
-"""What a run needs on a TPU slice, found by compiling its step for it without the hardware."""
+"""What a run needs on a TPU topology, computed by compiling its step without the hardware."""

@@ -1,4 +1,4 @@
-"""What writing answers needs on a TPU topology: the decoder's own programs, compiled without the hardware.
+"""What decoding needs on a TPU topology: the decoder's programs, compiled without the hardware.
 
 One batch of prompts with one blank each is read (`encode`), then written greedily for `new_tokens` steps, as
 `glm_jax.generate` does it. Matrices are held in the compute dtype. What the bound leaves out: as in `estimate`.
@@ -28,7 +28,7 @@ from glm_jax.planning import estimate, hlo, topologies
 def plan(
     config: ConfigDict, topology: str, slices: int = 1, *, prompts: int = 16, context: int = 512, new_tokens: int = 128
 ) -> dict[str, Any]:
-    """The plan of writing `new_tokens` for each of `prompts` prompts of `context` tokens, ready for JSON.
+    """The plan of generating `new_tokens` for each of `prompts` prompts of `context` tokens, ready for JSON.
 
     Per chip, and per token of every prompt ("step") unless a name says otherwise. Prompts and their length are rounded
     up as the decoder does. `config.mesh` says where parameters lie; without sizes they lie as an opened model's.
@@ -67,9 +67,9 @@ def plan(
                 raise
             spread = steps.cache_bytes(model, rows, 1, width, new_tokens + 1) // mesh.size
             held = result["parameter_bytes"] + spread  # at best
-            wanted = max(held, estimate.wanted_bytes(str(error), held, chip.hbm_bytes))
+            needed = max(held, estimate.needed_bytes(str(error), held, chip.hbm_bytes))
             seconds = time.perf_counter() - began
-            memory = estimate.does_not_fit(held, wanted, chip)
+            memory = estimate.does_not_fit(held, needed, chip)
             return result | {"cache_bytes": spread, **memory, "compile_seconds": seconds}
     seconds = time.perf_counter() - began
     peaks = [estimate.peak_bytes(program.memory_analysis()) for program in (read, write)]
@@ -107,18 +107,18 @@ def plan(
     }
 
 
-def remedies(config: ConfigDict, topology: str, slices: int = 1, wanted: int = 1, **asked: int) -> list[dict[str, Any]]:
-    """Tries other meshes, then fewer prompts, until `wanted` fit; `asked` as for `plan`. Returns as `remedies` does."""
+def remedies(config: ConfigDict, topology: str, slices: int = 1, enough: int = 1, **sizes: int) -> list[dict[str, Any]]:
+    """Tries other meshes, then fewer prompts, until `enough` fit; `sizes` as for `plan`. Returns as `remedies` does."""
     tried, fitting = [], 0
-    for mesh, prompts in _changes(config, topology, slices, asked.pop("prompts", 16)):
+    for mesh, prompts in _changes(config, topology, slices, sizes.pop("prompts", 16)):
         candidate = config.copy_and_resolve_references()
         with candidate.unlocked(), candidate.ignore_type():
             candidate.mesh.update(mesh)
-        result = plan(candidate, topology, slices, prompts=prompts, **asked)
+        result = plan(candidate, topology, slices, prompts=prompts, **sizes)
         flags = " ".join(f"--config.mesh.{axis}={size}" for axis, size in mesh.items()) + f" --prompts={prompts}"
         tried.append({"change": flags, "fits": result["fits"], "peak_bytes": result["peak_bytes"]})
         fitting += result["fits"]
-        if fitting == wanted:
+        if fitting == enough:
             break
     return tried
 

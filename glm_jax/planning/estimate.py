@@ -1,9 +1,9 @@
 """What a config needs on a TPU topology: the real train step, compiled without the hardware.
 
-MFU is useful products over what the chips could do: visible query-key pairs, real positions and targets only, forward
-once and backward twice (`flops.useful_flops`). What remat computes again and what padding costs is in
-`flops_per_step` but not in the MFU. The bound supposes that products, HBM and interconnect overlap perfectly and each
-runs at its peak; elementwise work is not counted. So no run is faster, and real ones are slower.
+MFU is the useful matmul FLOPs over the peak of the chips: visible query-key pairs, real positions and targets only,
+forward once and backward twice (`flops.useful_flops`). Recomputation by remat and padding are in `flops_per_step` but
+not in the MFU. The bound assumes that matmuls, HBM and interconnect overlap perfectly and each runs at its peak, and
+ignores elementwise operations. So no run is faster, and real ones are slower.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from glm_jax.training import setup
 from glm_jax.training.flops import useful_flops
 from glm_jax.training.train_step import TokenRows
 
-HEADROOM = 0.1  # of HBM that should stay free: fragmentation, and what the runtime keeps for itself
-_SAMPLE = 64  # rows corrupted to see how many positions and targets are real
+HEADROOM = 0.1  # share of HBM that should stay free, for fragmentation and the runtime
+_SAMPLE = 64  # rows corrupted to count real positions and targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Compiled:
     text: str | None  # HLO
     memory: Any  # jax's CompiledMemoryStats, or None
     seconds: float
-    wanted_bytes: float | None  # HBM that the program would need, when it does not fit
+    needed_bytes: float | None  # HBM that the program would need, when it does not fit
 
 
 def compile_step(
@@ -67,8 +67,8 @@ def compile_step(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            wanted = wanted_bytes(str(error), bytes_on_a_chip(built.abstract_state), chip.hbm_bytes)
-            return Compiled(config, chip, built, None, None, time.perf_counter() - began, wanted)
+            needed = needed_bytes(str(error), bytes_on_a_chip(built.abstract_state), chip.hbm_bytes)
+            return Compiled(config, chip, built, None, None, time.perf_counter() - began, needed)
     seconds = time.perf_counter() - began
     return Compiled(config, chip, built, compiled.as_text(), compiled.memory_analysis(), seconds, None)
 
@@ -107,7 +107,7 @@ def plan(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, Any]:
 
 
 def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, Any]:
-    """The figures of a compiled step; keys as in `plan`."""
+    """The results for a compiled step; keys as in `plan`."""
     config, chip, built = compiled.config, compiled.chip, compiled.built
     mesh = built.mesh
     arguments = bytes_on_a_chip(built.abstract_state)
@@ -123,7 +123,7 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "compile_seconds": compiled.seconds,
     }
     if compiled.text is None:
-        return result | does_not_fit(arguments, compiled.wanted_bytes, chip)
+        return result | does_not_fit(arguments, compiled.needed_bytes, chip)
     memory = compiled.memory
     peak = peak_bytes(memory)
     counts = hlo.count(compiled.text, mesh.size)
@@ -156,14 +156,14 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
     }
 
 
-def does_not_fit(held: float, wanted: float, chip: Accelerator) -> dict[str, Any]:
-    """What a plan says of memory when the program wants more bytes than the chip has, `held` by its arguments."""
+def does_not_fit(held: float, needed: float, chip: Accelerator) -> dict[str, Any]:
+    """The memory part of a plan whose program needs more bytes than the chip has; its arguments hold `held` bytes."""
     return {
         "fits": False,
         "argument_bytes": held,
-        "temporary_bytes": wanted - held,
-        "peak_bytes": wanted,
-        "headroom": 1 - wanted / chip.hbm_bytes,
+        "temporary_bytes": needed - held,
+        "peak_bytes": needed,
+        "headroom": 1 - needed / chip.hbm_bytes,
     }
 
 
@@ -176,7 +176,7 @@ def peak_bytes(memory: Any) -> int:
 
 
 def roofline(counts: hlo.Counts, chip: Accelerator, mesh: Any) -> dict[str, float]:
-    """Seconds that what was counted takes at least: products, HBM and interconnect, each at its peak."""
+    """Least seconds for what was counted: matmuls, HBM and interconnect, each at its peak."""
     devices = list(mesh.devices.flat)
     return {
         "compute": counts.flops / chip.flops,
@@ -186,12 +186,12 @@ def roofline(counts: hlo.Counts, chip: Accelerator, mesh: Any) -> dict[str, floa
 
 
 def built_steps(config: ConfigDict) -> int | None:
-    """Steps of the run, or None when they depend on the corpus (epochs)."""
+    """Steps of the run, or None if they depend on the corpus (epochs)."""
     return None if "epoch" in str(config.train_duration) else setup.resolve_durations(config, rows=10**6).total
 
 
 def useful_flops_per_step(config: ConfigDict, built: setup.TrainingSetup) -> float:
-    """Products that the batch needs, over all chips, from a sample of corrupted rows."""
+    """Useful matmul FLOPs of the batch on all chips, estimated from a sample of corrupted rows."""
     length = config.data.sequence_length
     count = _SAMPLE - _SAMPLE % len(built.corruption.slots())
     tokens, ends = made_up_rows(count, length)
@@ -249,14 +249,14 @@ def interconnect_seconds(collective: hlo.Collective, chip: Accelerator, devices:
     return collective.bytes / bandwidth if bandwidth else 0.0  # two cores of one chip share its memory
 
 
-def wanted_bytes(message: str, arguments: float, limit: float) -> float:
-    """HBM that the compiler says it would need; at least the limit when it gives no figure."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+def needed_bytes(message: str, arguments: float, limit: float) -> float:
+    """The bytes of HBM that the compiler reports it needs; `limit` when it reports none."""
+    used = re.search(r"Used ([\d.]+)([KMGT]) of", message)
     temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message)
-    if not (found or temporaries):
+    if not (used or temporaries):
         return limit
-    number, unit = (found or temporaries).groups()
-    return float(number) * 1024.0 ** ("KMGT".index(unit) + 1) + (0 if found else arguments)
+    number, unit = (used or temporaries).groups()
+    return float(number) * 1024.0 ** ("KMGT".index(unit) + 1) + (0 if used else arguments)
 
 
 def bytes_on_a_chip(tree: Any) -> int:

@@ -1,10 +1,10 @@
-"""Counts what a compiled step does, from its HLO text: products, traffic to HBM, bytes between chips.
+"""Counts what a compiled step does, from its HLO text: matmul FLOPs, HBM traffic, bytes between chips.
 
-XLA's own cost analysis counts the body of a loop once; here it counts as often as the loop runs. Conventions:
-  products     2 operations per multiply-add of every matrix product; nothing elementwise (that is the vector unit's)
+XLA's own cost analysis counts the body of a loop once. Here it counts as often as the loop runs. Conventions:
+  FLOPs        2 per multiply-add of every matrix multiplication; elementwise operations are not counted
   HBM          what each instruction reads and writes outside a chip's fast memory: operands and results of a fusion,
-               of a slice only the part that is touched
-  collectives  what a chip sends when every collective runs as a ring of n: (n-1)/n of the gathered, scattered or
+               and of a slice only the part that is touched
+  collectives  what a chip sends if every collective runs as a ring of n: (n-1)/n of the gathered, scattered or
                exchanged array, twice that for an all-reduce, all of it for a permutation
 """
 
@@ -16,48 +16,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0}
-_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = ")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
+from glm_jax.planning.hlo_parser import Instruction, called_computations, parse, replica_groups
+
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-BETWEEN_SLICES = "between-slices"  # what a chip hands to its host for the data-centre network, after its slice's sum
+BETWEEN_SLICES = "between-slices"  # what a chip sends over the data-centre network, after the sum within its slice
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
          "iota", "opt-barrier", "copy-done", "slice-done"}  # fmt: skip
-
-
-@dataclasses.dataclass
-class Array:
-    """Shape of one array in a type."""
-
-    dtype: str
-    dims: tuple[int, ...]
-    layout: str
-
-    @property
-    def bytes(self) -> float:
-        """Size without padding."""
-        width = _BYTES.get(self.dtype)
-        if width is None:
-            width = int(re.search(r"\d+", self.dtype)[0]) / 8
-        return math.prod(self.dims) * width
-
-    @property
-    def in_hbm(self) -> bool:
-        """Whether it lies in the chip's main memory: memory space 0."""
-        return "S(" not in self.layout or "S(0)" in self.layout
-
-
-@dataclasses.dataclass
-class Instruction:
-    """One line of HLO."""
-
-    name: str
-    opcode: str
-    result: list[Array]
-    operands: list[str]
-    attributes: str
-    root: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +38,12 @@ class Collective:
 
 @dataclasses.dataclass
 class Counts:
-    """Of one chip in one step."""
+    """What one chip does in one step."""
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
-    unknown_loops: list[str] = dataclasses.field(default_factory=list)  # those without a trip count
+    unknown_loops: list[str] = dataclasses.field(default_factory=list)  # without a trip count
 
     def by_kind(self) -> dict[str, float]:
         """Bytes sent, by kind of collective."""
@@ -97,69 +61,6 @@ def count(text: str, partitions: int, unknown_trips: float = 1) -> Counts:
     return _Module(text, partitions, unknown_trips).counts()
 
 
-def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """Computations by name, each a dictionary of its instructions in order; and the name of the entry."""
-    computations, current, entry = {}, None, None
-    for line in text.splitlines():
-        if current is None:
-            header = _COMPUTATION.match(line)
-            if header:
-                current = computations[header[1]] = {}
-                entry = header[1] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
-            current = None
-        else:
-            instruction = _instruction(line)
-            if instruction:
-                current[instruction.name] = instruction
-    if entry is None:
-        raise ValueError("this is no HLO module: it has no ENTRY computation; was it compiled by another libtpu?")
-    return computations, entry
-
-
-def arrays(text: str) -> list[Array]:
-    """All arrays of a type, of a tuple's parts in order."""
-    return [
-        Array(dtype, tuple(map(int, dims.split(","))) if dims else (), layout or "")
-        for dtype, dims, layout in _ARRAY.findall(text)
-    ]
-
-
-def _instruction(line: str) -> Instruction | None:
-    match = _INSTRUCTION.match(line)
-    if not match:
-        return None
-    rest = line[match.end() :]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else re.match(r"\S+", rest).end()
-    kind, rest = rest[:end], rest[end:].lstrip()
-    opening = rest.index("(")
-    closing = _closing(rest, opening)
-    operands = re.findall(r"%([\w.\-]+)", rest[opening:closing])
-    if rest[:opening] in ("constant", "parameter"):
-        operands = [rest[opening + 1 : closing]]
-    return Instruction(
-        match[1], rest[:opening], arrays(kind), operands, rest[closing + 1 :], line.lstrip().startswith("ROOT")
-    )
-
-
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
-        if depth == 0:
-            return i
-    raise ValueError(f"unbalanced HLO: {text[:80]}")
-
-
-def _called(attributes: str, *names: str) -> list[str]:
-    found = []
-    for name in names:
-        found += re.findall(rf"\b{name}=%([\w.\-]+)", attributes)
-        for listed in re.findall(rf"\b{name}=\{{([^}}]*)\}}", attributes):
-            found += re.findall(r"%([\w.\-]+)", listed)
-    return found
-
-
 class _Module:
     def __init__(self, text, partitions, unknown_trips):
         self.computations, self.entry = parse(text)
@@ -171,29 +72,30 @@ class _Module:
         return self.result
 
     def _walk(self, name, times):
-        """A computation whose instructions each run as kernels of their own."""
+        """Counts a computation whose instructions each run as a kernel."""
         body = self.computations[name]
         for instruction in body.values():
             opcode, attributes = instruction.opcode, instruction.attributes
             if opcode == "while":
                 trips = self._trips(body, instruction)
-                for called in _called(attributes, "body"):
+                for called in called_computations(attributes, "body"):
                     self._walk(called, times * trips)
             elif opcode in ("conditional", "call"):
-                for called in _called(attributes, "branch_computations", "true_computation", "false_computation",
-                                      "to_apply"):  # fmt: skip
+                for called in called_computations(
+                    attributes, "branch_computations", "true_computation", "false_computation", "to_apply"
+                ):
                     self._walk(called, times)
             elif opcode not in _FREE:
                 self.result.hbm_bytes += times * self._traffic(body, instruction)
                 self._inside(body, instruction, times)
 
     def _inside(self, body, instruction, times):
-        """Products and collectives of an instruction and of what it is fused from."""
-        kind = _kind(instruction)
+        """Counts matmuls and collectives of an instruction and of the instructions fused into it."""
+        kind = _collective_kind(instruction)
         if kind:
             self._collective(kind, body, instruction, times)
         if instruction.opcode in ("convolution", "dot"):
-            self.result.flops += times * _products(body, instruction)
+            self.result.flops += times * _matmul_flops(body, instruction)
         if instruction.opcode == "custom-call":
             estimate = re.search(r'"flops":"?(\d+)', instruction.attributes)
             self.result.flops += times * float(estimate[1]) if estimate else 0
@@ -204,18 +106,18 @@ class _Module:
             )
         if instruction.opcode in ("async-done", "async-update"):
             return
-        for called in _called(instruction.attributes, "calls"):
-            # An asynchronous gather appears in the fusions that start, accompany and end it. The first counts.
+        for called in called_computations(instruction.attributes, "calls"):
+            # An asynchronous gather appears in the fusions that start, overlap and end it. Only the first counts.
             repeated = instruction.name.startswith("async-collective-done") or called.startswith(
                 "async_collective_fusion"
             )
             inner = self.computations[called]
             for part in inner.values():
-                if not (repeated and _kind(part)):
+                if not (repeated and _collective_kind(part)):
                     self._inside(inner, part, times)
 
     def _collective(self, kind, body, instruction, times):
-        groups = _groups(instruction.attributes, self.partitions)
+        groups = replica_groups(instruction.attributes, self.partitions)
         members = len(groups[0])
         if members < 2:
             return
@@ -227,7 +129,7 @@ class _Module:
             payload *= members if instruction.opcode.startswith("reduce-scatter") else 1
         share = (members - 1) / members
         factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
-        if kind == "all-reduce" and _scattered(body, instruction):
+        if kind == "all-reduce" and _is_reduce_scatter(body, instruction):
             kind, factor = "reduce-scatter", share
         self.result.collectives.append(
             Collective(
@@ -245,22 +147,22 @@ class _Module:
         known = re.search(r"known_trip_count[^\d]*(\d+)", loop.attributes)
         if known:
             return int(known[1])
-        condition = self.computations[_called(loop.attributes, "condition")[0]]
+        condition = self.computations[called_computations(loop.attributes, "condition")[0]]
         root = next(i for i in condition.values() if i.root)
         compared = [condition.get(name) for name in root.operands]
         if root.opcode == "compare" and "direction=LT" in root.attributes and len(compared) == 2:
             index, stop = compared
             if index.opcode == "get-tuple-element" and stop.opcode == "constant":
-                place = int(re.search(r"index=(\d+)", index.attributes)[1])
+                position = int(re.search(r"index=(\d+)", index.attributes)[1])
                 carried = body[loop.operands[0]]
-                start = body[carried.operands[place]] if carried.opcode == "tuple" else carried
+                start = body[carried.operands[position]] if carried.opcode == "tuple" else carried
                 begin = int(start.operands[0]) if start.opcode == "constant" else 0
                 return max(int(stop.operands[0]) - begin, 0)
         self.result.unknown_loops.append(loop.name)
         return self.unknown_trips
 
     def _traffic(self, body, instruction):
-        """Bytes that one instruction moves from and to HBM."""
+        """Bytes that one instruction reads from and writes to HBM."""
         opcode = instruction.opcode
         if opcode.endswith("-done"):
             return 0.0
@@ -278,11 +180,11 @@ class _Module:
             touched = read[1]
             return 2 * touched + sum(read[2:])
         elif opcode == "fusion":
-            read, written = self._fused(_called(instruction.attributes, "calls")[0], read, written)
+            read, written = self._fused(called_computations(instruction.attributes, "calls")[0], read, written)
         return sum(read) + sum(written)
 
     def _fused(self, name, read, written):
-        """Of operands that are only sliced, the slices; of a result that is updated in place, the update."""
+        """Counts only the slices of operands that are sliced, and only the update of a result updated in place."""
         called = self.computations[name]
         reads = [min(size, self._touched(called, number)) for number, size in enumerate(read)]
         root = next(part for part in called.values() if part.root)
@@ -302,7 +204,7 @@ class _Module:
                 if user.opcode in ("bitcast", "reshape", "convert", "copy", "transpose"):
                     waiting.append(user)
                 elif user.opcode == "fusion":
-                    inner = self.computations[_called(user.attributes, "calls")[0]]
+                    inner = self.computations[called_computations(user.attributes, "calls")[0]]
                     total += sum(self._touched(inner, n) for n, name in enumerate(user.operands) if name == part.name)
                 elif first and user.opcode in ("dynamic-slice", "slice", "gather"):
                     total += sum(array.bytes for array in user.result)
@@ -317,59 +219,25 @@ class _Module:
         if part.opcode == "dynamic-update-slice":
             return sum(array.bytes for array in called[part.operands[1]].result)
         if part.opcode == "fusion":
-            inner = self.computations[_called(part.attributes, "calls")[0]]
+            inner = self.computations[called_computations(part.attributes, "calls")[0]]
             root = next(p for p in inner.values() if p.root)
             return math.inf if root.opcode == "tuple" else self._updated(inner, root)
         return math.inf
 
 
-def _kind(instruction):
+def _collective_kind(instruction):
     name = instruction.opcode.removesuffix("-start")
     return name if name in _KINDS and not instruction.opcode.endswith("-done") else None
 
 
-def _scattered(body, instruction):
-    """Whether only one's own part of an all-reduce is used: XLA's fused reduce-scatter on TPU."""
+def _is_reduce_scatter(body, instruction):
+    """Whether each partition uses only its part of an all-reduce: XLA's fused reduce-scatter on TPU."""
     users = [i for i in body.values() if instruction.name in i.operands]
     return bool(users) and all(user.opcode == "dynamic-slice" for user in users)
 
 
-def _groups(attributes, partitions) -> tuple[tuple[int, ...], ...]:
-    """Partition numbers that take part together, in any of HLO's three notations."""
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
-    if pairs:
-        return tuple(tuple(map(int, p)) for p in re.findall(r"(\d+),(\d+)", pairs[1])[:1])
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
-    if named:
-        axes = re.findall(r"'(\w+)'=(\d+)", named[1])
-        sizes = [int(size) for _, size in axes]
-        taking = [i for i, (axis, _) in enumerate(axes) if axis in re.findall(r"'(\w+)'", named[2])]
-        ids = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), taking, range(-len(taking), 0))
-        order = re.search(r"device_ids=\(\[([\d,]*)\](?:T\(([\d,]*)\))?\)", attributes)
-        if order:
-            dims = tuple(map(int, order[1].split(",")))
-            turned = np.arange(math.prod(dims)).reshape(dims)
-            turned = turned.transpose(tuple(map(int, order[2].split(",")))) if order[2] else turned
-            ids = turned.reshape(-1)[ids]
-        return _rows(ids.reshape(-1, math.prod(sizes[i] for i in taking)))
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if iota:
-        shape, dims = (tuple(map(int, part.split(","))) for part in (iota[1], iota[2]))
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        ids = ids.transpose(tuple(map(int, iota[3].split(",")))) if iota[3] else ids
-        return _rows(ids.reshape(shape))
-    listed = re.search(r"replica_groups=\{(\{.*?\})\}", attributes)
-    if listed:
-        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
-    return _rows(np.arange(partitions)[None])
-
-
-def _rows(ids):
-    return tuple(tuple(int(i) for i in row) for row in ids)
-
-
-def _products(body: dict[str, Instruction], instruction: Instruction) -> float:
-    """2 · multiply-adds of a dot or of a convolution, which is what matrix products become on TPU."""
+def _matmul_flops(body: dict[str, Instruction], instruction: Instruction) -> float:
+    """2 · multiply-adds of a dot, or of a convolution, which matrix multiplications become on TPU."""
     shapes = [body[name].result[0].dims for name in instruction.operands]
     output, attributes = instruction.result[0].dims, instruction.attributes
     if instruction.opcode == "dot":
@@ -383,7 +251,7 @@ def _products(body: dict[str, Instruction], instruction: Instruction) -> float:
     groups = re.search(r"batch_group_count=(\d+)", attributes)
     for axis in sorted(spatial, key=int):
         get = _window(window, int(axis))
-        total *= _valid(shapes[0][lhs.index(axis)], shapes[1][rhs.index(axis)], output[out.index(axis)], get)
+        total *= _valid_pairs(shapes[0][lhs.index(axis)], shapes[1][rhs.index(axis)], output[out.index(axis)], get)
     return total / (int(groups[1]) if groups else 1)
 
 
@@ -397,8 +265,8 @@ def _window(window: dict[str, str], axis: int) -> Callable[[str, int], int]:
     return get
 
 
-def _valid(size: int, kernel: int, output: int, window: Callable[[str, int], int]) -> int:
-    """Pairs of output and kernel positions along one dimension that meet an input, not padding or a hole."""
+def _valid_pairs(size: int, kernel: int, output: int, window: Callable[[str, int], int]) -> int:
+    """Pairs of output and kernel positions along one dimension that read an input, not padding or a hole."""
     stride, low = window("stride", 1), window("pad", 0)
     holes, steps = window("lhs_dilate", 1), window("rhs_dilate", 1)
     at = np.arange(output)[:, None] * stride + np.arange(kernel)[None] * steps - low

@@ -1,4 +1,4 @@
-"""What would make a config fit, found by compiling it."""
+"""Changes that make a config fit, tried by compiling them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +9,11 @@ from glm_jax.planning import topologies
 from glm_jax.planning.estimate import compile_step, describe
 
 
-def remedies(config: ConfigDict, topology: str, slices: int = 1, wanted: int = 2) -> list[dict[str, Any]]:
-    """Tries one change after another, cheapest for the run first, until `wanted` fit.
+def remedies(config: ConfigDict, topology: str, slices: int = 1, enough: int = 2) -> list[dict[str, Any]]:
+    """Tries one change after another, cheapest for the run first, until `enough` fit.
 
-    Returns what was tried in order: the change as flags, whether it fits, and the peak in bytes of a chip. Raises as
-    `estimate.plan`.
+    Returns what was tried, in order: the change as flags, whether it fits, and the peak memory of a chip in bytes.
+    Raises as `estimate.plan`.
     """
     tried, fitting = [], 0
     for change in changes(config, topology, slices):
@@ -27,7 +27,7 @@ def remedies(config: ConfigDict, topology: str, slices: int = 1, wanted: int = 2
         flags = " ".join(f"--config.{key}={value}" for key, value in change.items())
         tried.append({"change": flags, "fits": result["fits"], "peak_bytes": result["peak_bytes"]})
         fitting += result["fits"]
-        if fitting == wanted:
+        if fitting == enough:
             break
     return tried
 
@@ -41,14 +41,14 @@ def changes(config: ConfigDict, topology: str, slices: int = 1) -> Iterator[dict
     splits = [n for n in (2, 4, 8) if config.batch_size % (config.grad_accumulation_steps * n * devices) == 0]
     for split in splits:
         yield remat | {"grad_accumulation_steps": config.grad_accumulation_steps * split}
-    within = devices // slices
-    whole = {"mesh.data": slices, "mesh.fsdp": within, "mesh.tensor": 1}
-    yield remat | whole
+    per_slice = devices // slices
+    fsdp = {"mesh.data": slices, "mesh.fsdp": per_slice, "mesh.tensor": 1}
+    yield remat | fsdp
     for split in splits[-1:]:
-        yield remat | whole | {"grad_accumulation_steps": config.grad_accumulation_steps * split}
+        yield remat | fsdp | {"grad_accumulation_steps": config.grad_accumulation_steps * split}
     for tensor in (4, 8):
-        if within % tensor == 0:
-            yield remat | {"mesh.data": slices, "mesh.fsdp": within // tensor, "mesh.tensor": tensor}
+        if per_slice % tensor == 0:
+            yield remat | {"mesh.data": slices, "mesh.fsdp": per_slice // tensor, "mesh.tensor": tensor}
     for smaller in (2, 4):
         if config.batch_size % (smaller * devices) == 0:
-            yield remat | whole | {"batch_size": config.batch_size // smaller, "grad_accumulation_steps": 1}
+            yield remat | fsdp | {"batch_size": config.batch_size // smaller, "grad_accumulation_steps": 1}

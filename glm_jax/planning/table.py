@@ -6,7 +6,7 @@ from glm_jax.planning.estimate import HEADROOM
 
 
 def table(plan: dict[str, Any]) -> str:
-    """One fact a line; per chip and step unless it says otherwise."""
+    """The plan of a step, one fact per line; per chip and step unless it says otherwise."""
     rows = [
         _where(plan),
         (
@@ -19,7 +19,7 @@ def table(plan: dict[str, Any]) -> str:
     if "flops_per_step" in plan:
         days = "depends on the corpus" if plan["days"] is None else f"{plan['days']:.2f} for {plan['steps']} steps"
         rows += [
-            ("products", "{flops_per_step:.4g} FLOP, {useful_flops_per_step:.4g} useful".format(**plan)),
+            ("matmuls", "{flops_per_step:.4g} FLOP, {useful_flops_per_step:.4g} useful".format(**plan)),
             *_times(plan),
             ("MFU", f"at most {100 * plan['mfu_bound']:.1f} %, limited by {plan['limited_by']}"),
             ("tokens/s", f"at most {plan['tokens_per_second_all_chips']:,.0f} raw tokens on all chips"),
@@ -29,7 +29,7 @@ def table(plan: dict[str, Any]) -> str:
 
 
 def decode_table(plan: dict[str, Any]) -> str:
-    """A plan of decoding, one fact a line; per chip, and per token of every prompt unless it says otherwise."""
+    """The plan of decoding, one fact per line; per chip, and per token of every prompt unless it says otherwise."""
     rows = [
         _where(plan),
         ("batch", "{prompts} prompts of {context_length} tokens, {new_tokens} new ones each".format(**plan)),
@@ -40,7 +40,7 @@ def decode_table(plan: dict[str, Any]) -> str:
     if "flops_per_step" in plan:
         reading = plan["prefill"]["seconds_bound"]
         rows += [
-            ("products", "{flops_per_step:.4g} FLOP".format(**plan)),
+            ("matmuls", "{flops_per_step:.4g} FLOP".format(**plan)),
             *_times(plan),
             ("limited by", f"{plan['limited_by']}: {1e3 * plan['seconds_per_step_bound']:.3g} ms at least"),
             ("prefill", f"at least {1e3 * reading:.3g} ms for all prompts"),

@@ -1,4 +1,4 @@
-"""Devices of a TPU slice that is not there: libtpu compiles for them on any Linux x86 machine."""
+"""Devices of a TPU topology, without the hardware: libtpu compiles for them on any Linux x86 machine."""
 
 import importlib.metadata
 import itertools
@@ -11,7 +11,7 @@ from glm_jax.distributed.accelerators import ACCELERATORS, Accelerator
 
 
 class PlanningError(ValueError):
-    """This machine cannot plan."""
+    """This machine cannot compile for TPUs: libtpu is missing or does not fit."""
 
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -24,7 +24,7 @@ _CUBES = tuple(
 def parse(topology: str) -> tuple[Accelerator, tuple[int, ...]]:
     """The chip and the sizes of a topology such as "v5p:4x4x4".
 
-    Raises ValueError with what exists when the generation is unknown or cannot be cut so.
+    Raises ValueError with the existing ones when the generation is unknown or has no slices of this shape.
     """
     name, _, shape = topology.partition(":")
     chips = {chip.name: chip for chip in ACCELERATORS if chip.interconnect}
@@ -44,7 +44,7 @@ def topologies(chip: Accelerator) -> tuple[str, ...]:
 
 
 def required_libtpu(requirements: Sequence[str] | None = None) -> str:
-    """The libtpu that belongs to the installed JAX, such as "0.0.42.*": JAX's extra "tpu" names it."""
+    """The libtpu version that the installed JAX needs, such as "0.0.42.*", from JAX's extra "tpu"."""
     if requirements is None:
         requirements = importlib.metadata.requires("jax") or []
     for line in requirements:
@@ -62,27 +62,26 @@ def check_libtpu() -> str:
     required = required_libtpu()
     install = f"install it: pip install 'libtpu=={required}'"
     try:
-        found = importlib.metadata.version("libtpu")
+        installed = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise PlanningError(f"planning compiles with libtpu, which is not installed; {install}") from None
     prefix = required.removesuffix("*").removesuffix(".").split(".")
-    if found.split(".")[: len(prefix)] != prefix:
-        raise PlanningError(
-            f"libtpu {found} does not belong to jax {importlib.metadata.version('jax')}: it needs {required}; {install}"
-        )
-    return found
+    if installed.split(".")[: len(prefix)] != prefix:
+        jax = importlib.metadata.version("jax")
+        raise PlanningError(f"libtpu {installed} does not belong to jax {jax}: it needs {required}; {install}")
+    return installed
 
 
 def devices(topology: str, slices: int = 1) -> tuple[Accelerator, list[Any]]:
-    """The chip of `topology` ("v5p:4x4x4") and the devices of so many slices of it; nothing can be put on them.
+    """The chip of `topology` ("v5p:4x4x4") and the devices of `slices` slices of it; they can only be compiled for.
 
-    Raises ValueError for a topology that does not exist or no slice, PlanningError without a fitting libtpu.
+    Raises ValueError for a topology that does not exist or for no slice, PlanningError without a fitting libtpu.
     """
     chip, shape = parse(topology)
     if slices < 1:
         raise ValueError(f"slices = {slices}: give at least 1")
     check_libtpu()
-    # There is no TPU to ask, no metadata server to wait for, and another process may plan at the same time.
+    # There is no TPU and no metadata server to wait for, and another process may plan at the same time.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -98,7 +97,7 @@ def devices(topology: str, slices: int = 1) -> tuple[Accelerator, list[Any]]:
     if chip.name == "v4":
         options["chip_config_name"] = "megacore"  # both cores of a chip as one device, as JAX runs on v4
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    except Exception as error:  # libtpu raises its own kinds
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:  # libtpu raises errors of its own types
         raise PlanningError(f"libtpu cannot make topology {topology}: {str(error).splitlines()[0]}") from None
-    return chip, list(found.devices)
+    return chip, list(description.devices)

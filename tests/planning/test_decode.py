@@ -68,10 +68,10 @@ def test_what_would_fit_is_found_by_trying(monkeypatch):
         return {"fits": prompts == 4, "peak_bytes": prompts * 1e9}
 
     monkeypatch.setattr(decode, "plan", plan)
-    found = decode.remedies(plan_summaries.config({"mesh.fsdp": 4}), "v5e:2x2", **ASKED)
+    tried_plans = decode.remedies(plan_summaries.config({"mesh.fsdp": 4}), "v5e:2x2", **ASKED)
     assert tried == [({"data": 1, "fsdp": 1, "tensor": 4}, prompts) for prompts in (16, 8, 4)]
-    assert found[-1]["change"] == "--config.mesh.data=1 --config.mesh.fsdp=1 --config.mesh.tensor=4 --prompts=4"
-    assert [one["fits"] for one in found] == [False, False, True]
+    assert tried_plans[-1]["change"] == "--config.mesh.data=1 --config.mesh.fsdp=1 --config.mesh.tensor=4 --prompts=4"
+    assert [one["fits"] for one in tried_plans] == [False, False, True]
 
 
 @plan_summaries.needs_libtpu

@@ -19,7 +19,6 @@ from glm_jax.planning import estimate, hlo, remedies, topologies
 from glm_jax.planning.table import table
 from tests.helpers import plan_summaries
 from tests.helpers.paths import ROOT
-from tools import survey
 
 
 def _compiled(function, *shapes, mesh, specs):
@@ -248,7 +247,7 @@ def test_what_would_fit_is_found_by_trying(monkeypatch):
 
     monkeypatch.setattr(remedies, "compile_step", compile_step)
     monkeypatch.setattr(remedies, "describe", describe)
-    tried = remedies.remedies(config, "v5e:2x2", wanted=1)
+    tried = remedies.remedies(config, "v5e:2x2", enough=1)
     assert compiled == ["full 1", "full 2"]
     assert [t["fits"] for t in tried] == [False, True]
     assert tried[1]["change"] == "--config.model.remat=full --config.grad_accumulation_steps=2"
@@ -293,8 +292,8 @@ def test_the_verb_prints_json_and_one_line_errors(tmp_path):
     ],
 )
 def test_what_the_compiler_wants_is_read(message, gigabytes):
-    wanted = estimate.wanted_bytes(message, 2.0**30, 16 * 2.0**30)
-    assert wanted == pytest.approx(gigabytes * 2.0**30)
+    needed = estimate.needed_bytes(message, 2.0**30, 16 * 2.0**30)
+    assert needed == pytest.approx(gigabytes * 2.0**30)
 
 
 def test_a_plan_that_does_not_fit_says_what_would():
@@ -309,41 +308,3 @@ def test_a_plan_that_does_not_fit_says_what_would():
     assert "DOES NOT FIT" in shown
     assert "--config.model.remat=full: fits, peak 9.00 GB" in shown
     assert np.isfinite(plan["headroom"])
-
-
-def test_a_survey_takes_the_smallest_that_fits_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    plans, asked = tmp_path / "plans.jsonl", []
-
-    def plan(config, topology, changes):
-        asked.append((config, topology))
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        common = {
-            "topology": topology, "mesh": {"data": 4, "fsdp": 4}, "argument_bytes": 1e9, "temporary_bytes": 2e9,
-            "headroom": 0.5, "compile_seconds": 60.0,
-        }  # fmt: skip
-        if topology == "v5e:4x4":
-            return common | {"fits": False}
-        bounds = {"mfu_bound": 0.6, "limited_by": "hbm", "tokens_per_second_all_chips": 2.5e6, "days": 1.25}
-        return common | bounds | {"fits": True}
-
-    monkeypatch.setattr(survey, "_plan", plan)
-    with pytest.raises(KeyboardInterrupt):
-        list(survey.survey(["configs/a.py", "configs/b.py"], ["v5e"], plans))
-    with plans.open("a") as file:
-        file.write('{"config": "b", "top')  # what a kill leaves
-    found = list(survey.survey(["configs/a.py", "configs/b.py"], ["v5e"], plans))
-    assert [(p["config"], p["topology"]) for p in found] == [("a", "v5e:8x8"), ("b", "v5e:8x8")]
-    assert asked[:2] == [("configs/a.py", "v5e:4x4"), ("configs/a.py", "v5e:8x8")]
-    assert asked[2:] == [("configs/b.py", "v5e:4x4")] * 2 + [("configs/b.py", "v5e:8x8")]
-    assert set(survey.read(plans)) == {(config, f"v5e:{shape}") for config in "ab" for shape in ("4x4", "8x8")}
-    assert survey.row(found[0]) == "| a | v5e:8x8 | 4 x 4 | 1.0 | 2.0 | 50 % | 60 % | hbm | 2.50 M | 1.2 | 60 s |"
-    assert survey.read(plans, ["seed=1"]) == {}  # planned with other changes
-    with pytest.raises(ValueError, match="no slices are listed for v9; there are v5e, v6e, v4, v5p"):
-        list(survey.survey([], ["v9"], plans))
-
-
-@plan_summaries.needs_libtpu
-@pytest.mark.parametrize("shape", survey.LADDERS.values())
-def test_a_survey_climbs_slices_that_exist(shape):
-    assert [len(topologies.devices(topology)[1]) for topology in shape[:2]] == [16, 64]
