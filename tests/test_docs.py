@@ -59,7 +59,6 @@ ELSEWHERE = {
     ),
     "python -m tools": "tests/tools",
     "python -m glm_jax plan": "tests/planning/test_estimate.py",
-    "python -m tools.survey": "tests/planning/test_estimate.py",
 }
 
 

@@ -1,4 +1,4 @@
-"""A GLM in plain PyTorch, as its users would write it: the other side of `python -m glm_jax benchmark peer`.
+"""A GLM in plain PyTorch, as its users would write it: the other side of `python -m tools peer`.
 
     python peer_torch.py FOLDER
 
