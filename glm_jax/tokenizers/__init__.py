@@ -6,15 +6,17 @@ import json
 from etils import epath
 
 from glm_jax.tokenizers.base import SETTINGS_FILE, Tokenizer, TokenizerError
+from glm_jax.tokenizers.hugging_face import from_hf
 from glm_jax.tokenizers.special import SpecialTokens
 
-__all__ = ["SETTINGS_FILE", "SpecialTokens", "Tokenizer", "TokenizerError", "load"]
+__all__ = ["SETTINGS_FILE", "SpecialTokens", "Tokenizer", "TokenizerError", "from_hf", "load"]
 
 # kind in tokenizer.json -> the class that reads it, imported only when needed
 KINDS = {
     "sentencepiece": ("glm_jax.tokenizers.sentencepiece_tokenizer", "SentencePieceTokenizer"),
     "wordpiece": ("glm_jax.tokenizers.wordpiece", "WordPieceTokenizer"),
     "byte_bpe": ("glm_jax.tokenizers.byte_bpe", "ByteBPETokenizer"),
+    "hugging_face": ("glm_jax.tokenizers.hugging_face", "HuggingFaceTokenizer"),
     "chinese_sentencepiece": ("glm_jax.tokenizers.chinese_sentencepiece", "ChineseSentencePieceTokenizer"),
 }
 

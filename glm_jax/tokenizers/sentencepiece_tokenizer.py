@@ -13,20 +13,8 @@ from etils import epath
 from jaxtyping import Integer
 
 from glm_jax.tokenizers.base import MULTIPLE_KEY, Tokenizer, TokenizerError
-from glm_jax.tokenizers.special import SpecialTokens
+from glm_jax.tokenizers.special import SPECIAL_STRINGS, SpecialTokens
 
-# Field of SpecialTokens -> its piece. Control pieces have ids but can never be produced by encoding text.
-SPECIAL_PIECES = {
-    "pad": "[PAD]",
-    "eos": "<|endoftext|>",
-    "cls": "[CLS]",
-    "mask": "[MASK]",
-    "sentence_mask": "[sMASK]",
-    "generation_mask": "[gMASK]",
-    "start": "<|startofpiece|>",
-    "end": "<|endofpiece|>",
-    "block_mask": "[dBLOCK]",
-}
 MODEL_FILE = "sentencepiece.model"
 NORMALIZATIONS = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "identity")
 MODEL_TYPES = ("unigram", "bpe")
@@ -41,7 +29,8 @@ class SentencePieceTokenizer(Tokenizer):
     Args:
       model: the serialised SentencePiece model.
       pad_vocab_to_multiple_of: `vocab_size` is padded up to a multiple of this.
-      special: ids of the special tokens; None looks the pieces of `SPECIAL_PIECES` up in the model.
+      special: ids of the special tokens; None looks up `SPECIAL_STRINGS` in the model. They are its control
+        pieces, which have ids but which encoding a text never produces.
 
     Raises:
       TokenizerError: the model lacks a special token, or two of them share an id.
@@ -62,9 +51,11 @@ class SentencePieceTokenizer(Tokenizer):
             raise TokenizerError(f"special tokens need pairwise distinct ids below {self.num_tokens}: {self.special}")
 
     def _find_special(self) -> SpecialTokens:
-        found = {name: self._processor.piece_to_id(piece) for name, piece in SPECIAL_PIECES.items()}
+        found = {name: self._processor.piece_to_id(piece) for name, piece in SPECIAL_STRINGS.items()}
         missing = [
-            SPECIAL_PIECES[name] for name, i in found.items() if self._processor.id_to_piece(i) != SPECIAL_PIECES[name]
+            SPECIAL_STRINGS[name]
+            for name, i in found.items()
+            if self._processor.id_to_piece(i) != SPECIAL_STRINGS[name]
         ]
         if missing:
             raise TokenizerError(
@@ -201,7 +192,7 @@ def train(
     if first is None:
         raise TokenizerError("no text to train a tokenizer on: the corpus is empty")
     identity = normalization == "identity"
-    controls = [piece for name, piece in SPECIAL_PIECES.items() if name not in ("pad", "eos")]
+    controls = [piece for name, piece in SPECIAL_STRINGS.items() if name not in ("pad", "eos")]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -218,9 +209,9 @@ def train(
             unk_id=1,
             eos_id=2,
             bos_id=-1,
-            pad_piece=SPECIAL_PIECES["pad"],
+            pad_piece=SPECIAL_STRINGS["pad"],
             unk_piece="[UNK]",
-            eos_piece=SPECIAL_PIECES["eos"],
+            eos_piece=SPECIAL_STRINGS["eos"],
             control_symbols=controls,
             num_threads=_TRAINING_THREADS,
             max_sentence_length=1 << 20,

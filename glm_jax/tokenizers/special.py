@@ -21,3 +21,17 @@ class SpecialTokens:
     start: int
     end: int
     block_mask: int
+
+
+# Field of SpecialTokens -> GLM's token string for it.
+SPECIAL_STRINGS = {
+    "pad": "[PAD]",
+    "eos": "<|endoftext|>",
+    "cls": "[CLS]",
+    "mask": "[MASK]",
+    "sentence_mask": "[sMASK]",
+    "generation_mask": "[gMASK]",
+    "start": "<|startofpiece|>",
+    "end": "<|endofpiece|>",
+    "block_mask": "[dBLOCK]",
+}
