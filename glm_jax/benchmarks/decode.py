@@ -77,7 +77,7 @@ def _sampling():
 
 def _prefill(decoder, batch, length):
     prompts = _prompts(batch, length)
-    spent = seconds(lambda: decoder._encode(prompts, [[]] * batch), repeats=5)
+    spent = seconds(lambda: decoder.prefill(prompts, [[]] * batch), repeats=5)
     return {"prefill_seconds": spent, "prefill_tokens_per_second": batch * length / spent}
 
 
@@ -86,10 +86,10 @@ def _generation(decoder, batch, length, new):
     values = sampling.values(decoder.config.vocab_size)
 
     def steps():
-        context, columns, state = decoder._begin(prompts, new, 1, keys)
+        context, columns, state = decoder.init_state(prompts, new, 1, keys)
         jax.block_until_ready(state)
         began = time.perf_counter()
-        jax.block_until_ready(decoder._go_on(context, columns, state, jnp.int32(new), sampling, values, new).tokens)
+        jax.block_until_ready(decoder.decode(context, columns, state, jnp.int32(new), sampling, values, new).tokens)
         return time.perf_counter() - began
 
     steps()

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
             show = lambda text: print(text, end="", flush=True)  # noqa: E731
             batch_inference.chat(decoder, sys.stdin, show, history_tokens=history, **options)
         else:
-            for filled in batch_inference.complete(decoder, given["prompt"], **options):
+            for filled in batch_inference.fill_or_continue(decoder, given["prompt"], **options):
                 print(filled.text)
                 for number, (answer, score) in enumerate(zip(filled.answers, filled.scores, strict=True), start=1):
                     print(f"  blank {number} ({score:.2f}): {answer.strip()}")

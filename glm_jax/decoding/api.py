@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glm_jax.decoding.decoder import Completion, Decoder
-from glm_jax.decoding.options import DecodingError, SamplingParams
+from glm_jax.decoding.options import DecodingError, SamplingParams, check_count
 from glm_jax.decoding.prompts import EncodedPrompt, blank_ids, check_room, encode_continuation, encode_prompt
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -57,7 +57,7 @@ def fill(
       num_answers: how many fillings of a whole prompt: samples, or hypotheses of a beam search. The first is the best,
         the others are its `alternatives`. With several blanks, samples fill all of them jointly; hypotheses differ in
         the last one.
-      seed: for sampling: one for all, each prompt then drawing by its place in `prompts`; or one for each.
+      seed: for sampling: one for all, each prompt then draws by its index in `prompts`; or one for each.
       batch_size: prompts at once.
       forbidden: ids, or texts of one token, that no answer may contain. Command tokens and padding rows of the
         vocabulary never appear in answers.
@@ -70,9 +70,9 @@ def fill(
     """
     decoder, tokenizer = _text_decoder(run, "fill")
     encoded = [encode_prompt(tokenizer, text, order) for text in _texts(prompts)]
-    params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    sampling_params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
     return _complete(
-        decoder, tokenizer, encoded, params,
+        decoder, tokenizer, encoded, sampling_params,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
     )  # fmt: skip
 
@@ -96,9 +96,9 @@ def generate(
     """
     decoder, tokenizer = _text_decoder(run, "generate")
     encoded = [encode_continuation(tokenizer, text, unidirectional=unidirectional) for text in _texts(texts)]
-    params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    sampling_params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
     return _complete(
-        decoder, tokenizer, encoded, params,
+        decoder, tokenizer, encoded, sampling_params,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
     )  # fmt: skip
 
@@ -125,12 +125,16 @@ def stream(
         encoded = encode_continuation(tokenizer, prompt, unidirectional=unidirectional)
     else:
         encoded = encode_prompt(tokenizer, prompt, order)
-    params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
-    if params.num_beams > 1:
-        raise DecodingError(f"num_beams={params.num_beams}: a beam search knows its words only at the end; use fill()")
+    sampling_params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    if sampling_params.num_beams > 1:
+        raise DecodingError(
+            f"num_beams={sampling_params.num_beams}: a beam search knows its words only at the end; use fill()"
+        )
     max_new_tokens = _answer_length(decoder, [encoded], max_new_tokens)
     key = _keys([seed], 1)[0]
-    return _text_chunks(tokenizer, encoded, decoder.stream(encoded, params, max_new_tokens=max_new_tokens, key=key))
+    return _text_chunks(
+        tokenizer, encoded, decoder.stream(encoded, sampling_params, max_new_tokens=max_new_tokens, key=key)
+    )
 
 
 def suppressed_ids(tokenizer: Tokenizer, more: Sequence[int | str] = ()) -> tuple[int, ...]:
@@ -164,20 +168,26 @@ def _texts(prompts) -> list[str]:
     return list(prompts) if several else [prompts]
 
 
-def _complete(decoder, tokenizer, prompts, params, *, max_new_tokens, num_answers, seed, batch_size) -> list[Filled]:
-    if num_answers < 1 or batch_size < 1:
-        raise DecodingError(f"num_answers {num_answers} and batch_size {batch_size} must be at least 1")
-    if params.num_beams > 1 and num_answers > params.num_beams:
-        raise DecodingError(f"num_answers={num_answers} of num_beams={params.num_beams}: a search keeps only its beams")
-    if num_answers > 1 and params.num_beams == 1 and not params.temperature:
+def _complete(
+    decoder, tokenizer, prompts, sampling_params, *, max_new_tokens, num_answers, seed, batch_size
+) -> list[Filled]:
+    check_count("num_answers", num_answers, 1)
+    check_count("batch_size", batch_size, 1)
+    if num_answers > sampling_params.num_beams > 1:
+        raise DecodingError(
+            f"num_answers={num_answers} of num_beams={sampling_params.num_beams}: a search keeps only its beams"
+        )
+    if num_answers > 1 and sampling_params.num_beams == 1 and not sampling_params.temperature:
         raise DecodingError(f"num_answers={num_answers} would all be equal: set temperature or num_beams")
     if not prompts:
         return []
     max_new_tokens = _answer_length(decoder, prompts, max_new_tokens)
-    if params.min_new_tokens > max_new_tokens:
-        raise DecodingError(f"min_new_tokens={params.min_new_tokens} is above max_new_tokens={max_new_tokens}")
+    if sampling_params.min_new_tokens > max_new_tokens:
+        shortest = sampling_params.min_new_tokens
+        raise DecodingError(f"min_new_tokens={shortest} is above max_new_tokens={max_new_tokens}")
+    keys = _keys(seed, len(prompts))
     completions = decoder.complete(
-        prompts, params, max_new_tokens=max_new_tokens, num_answers=num_answers, keys=_keys(seed, len(prompts)),
+        prompts, sampling_params, max_new_tokens=max_new_tokens, num_answers=num_answers, keys=keys,
         batch_size=batch_size,
     )  # fmt: skip
     return [_filled(tokenizer, prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]

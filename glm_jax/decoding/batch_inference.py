@@ -15,34 +15,36 @@ from glm_jax.tokenizers.base import MASK_WORDS
 
 logger = logging.getLogger(__name__)
 
-_ANSWERS_AT_ONCE = 8  # batches between two writes of a file
+_BATCHES_PER_WRITE = 8
 _SEED_STRIDE = 1_000_003  # prompts that one seed serves before the next one's draws begin
 
 
-def complete(
+def fill_or_continue(
     run: Any, prompts: list[str], *, seed: int | list[int] = 0, order="left-to-right",
     unidirectional: bool = False, **options,
 ) -> list[Filled]:  # fmt: skip
     """Fills the prompts that have a blank, and continues those that have none; `options` as for both."""
     seeds = [seed * _SEED_STRIDE + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
-    blank = [has_blank(prompt) for prompt in prompts]
-    if unidirectional and any(blank):
+    with_blank = [i for i, prompt in enumerate(prompts) if has_blank(prompt)]
+    without = [i for i in range(len(prompts)) if i not in set(with_blank)]
+    if unidirectional and with_blank:
         raise PromptError("--unidirectional continues plain text: leave out the masks")
-    found: dict[int, Filled] = {}
-    for kind, do, extra in ((True, fill, {"order": order}), (False, generate, {"unidirectional": unidirectional})):
-        rows = [i for i, is_blank in enumerate(blank) if is_blank == kind]
+    filled: dict[int, Filled] = {}
+    for rows, function, option in (
+        (with_blank, fill, {"order": order}), (without, generate, {"unidirectional": unidirectional}),
+    ):  # fmt: skip
         if rows:
-            texts, own = [prompts[i] for i in rows], [seeds[i] for i in rows]
-            found |= dict(zip(rows, do(run, texts, seed=own, **extra, **options), strict=True))
-    return [found[i] for i in range(len(prompts))]
+            texts, row_seeds = [prompts[i] for i in rows], [seeds[i] for i in rows]
+            filled |= dict(zip(rows, function(run, texts, seed=row_seeds, **option, **options), strict=True))
+    return [filled[i] for i in range(len(prompts))]
 
 
 def as_dict(filled: Filled) -> dict:
     """What a line of the output file holds."""
-    found = {"text": filled.text, "answers": list(filled.answers), "scores": list(filled.scores)}
+    line = {"text": filled.text, "answers": list(filled.answers), "scores": list(filled.scores)}
     if filled.alternatives:
-        found["alternatives"] = [as_dict(other) for other in filled.alternatives]
-    return found
+        line["alternatives"] = [as_dict(other) for other in filled.alternatives]
+    return line
 
 
 def answer_file(
@@ -50,7 +52,7 @@ def answer_file(
 ) -> int:
     """Answers a jsonl file ({"prompt": …} a line, other keys are kept) line by line into another; returns how many.
 
-    What `target` already holds is not done again: an interrupted run goes on, and a line that was cut is replaced.
+    Prompts that `target` already answers are skipped, so the same call resumes an interrupted one.
     Raises PromptError for a malformed line, naming it, before anything is answered, and for a `target` whose lines
     belong to other prompts.
     """
@@ -62,22 +64,23 @@ def answer_file(
     if done:
         logger.info("%s: %d of %d prompts are answered already", target, done, len(records))
     seed = options.pop("seed", 0)
-    began, size = time.perf_counter(), batch_size * _ANSWERS_AT_ONCE
+    start_time, size = time.perf_counter(), batch_size * _BATCHES_PER_WRITE
     with target.open("a", encoding="utf-8") as file:
-        # From where the portion that was cut began: the same prompts share a batch, so every digit is the same.
+        # Resumes at the first portion that is not complete: the same prompts share a batch, so every digit is the same.
         for at in range(done // size * size if done < len(records) else done, len(records), size):
             rows = records[at : at + size]
-            # A prompt draws by its number in the file, so that a resumed run writes what one run would have written.
+            # A prompt's seed depends on its number in the file, so that a resumed run draws what one run would have.
             seeds = [seed * _SEED_STRIDE + at + i for i in range(len(rows))]
-            found = complete(run, [row["prompt"] for row in rows], batch_size=batch_size, seed=seeds, **options)
-            for row, filled in list(zip(rows, found, strict=True))[max(done - at, 0) :]:
+            prompts = [row["prompt"] for row in rows]
+            results = fill_or_continue(run, prompts, batch_size=batch_size, seed=seeds, **options)
+            for row, filled in list(zip(rows, results, strict=True))[max(done - at, 0) :]:
                 file.write(json.dumps(row | as_dict(filled), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             written = at + len(rows)
-            rate = (written - done) / (time.perf_counter() - began)
-            left = (len(records) - written) / rate
-            logger.info("%d of %d prompts, %.1f a second, %.0f s left", written, len(records), rate, left)
+            rate = (written - done) / (time.perf_counter() - start_time)
+            remaining = (len(records) - written) / rate
+            logger.info("%d of %d prompts, %.1f a second, %.0f s left", written, len(records), rate, remaining)
     return len(records) - done
 
 
@@ -103,12 +106,12 @@ def _read_prompts(path) -> list[dict]:
 
 
 def _answered(path, records) -> int:
-    """Lines of `path` that are whole; what follows the last whole line is cut off."""
+    """The number of complete lines of `path`; what follows the last of them is removed."""
     if not path.exists():
         return 0
-    whole = path.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    lines = whole[:end].splitlines()
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    lines = content[:end].splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             same = number <= len(records) and json.loads(line)["prompt"] == records[number - 1]["prompt"]
@@ -116,16 +119,16 @@ def _answered(path, records) -> int:
             same = False
         if not same:
             raise PromptError(f"{path}:{number} answers another prompt: choose another --output, or remove the file")
-    if end < len(whole):
+    if end < len(content):
         os.truncate(path, end)
     return len(lines)
 
 
 def chat(run: Any, lines: Iterable[str], write: Callable[[str], None], *, history_tokens: int = 0, **options) -> None:
-    """An interactive session: fills or continues every line and shows tokens as they come.
+    """An interactive session: fills or continues every line and shows text as it is chosen.
 
-    With `history_tokens` above 0, what was said before stands in front of a new line, cut from the left to that many
-    tokens. The line "stop" ends the session, "forget" empties the history.
+    With `history_tokens` above 0, the last that many tokens of the session are put before each new line. The line
+    "stop" ends the session, "forget" clears the history.
     """
     tokenizer = (run if isinstance(run, Decoder) else run.decoder).tokenizer
     history: list[int] = []
@@ -136,19 +139,19 @@ def chat(run: Any, lines: Iterable[str], write: Callable[[str], None], *, histor
         if line.strip() == "forget":
             history = []
             continue
-        before = tokenizer.decode(history[-history_tokens:]).strip() if history_tokens else ""
+        past = tokenizer.decode(history[-history_tokens:]).strip() if history_tokens else ""
         blank = has_blank(line)
         try:
-            pieces = stream(
-                run, f"{before} {line}".strip(), continuation=not blank,
+            chunks = stream(
+                run, f"{past} {line}".strip(), continuation=not blank,
                 seed=options.get("seed", 0) + number, **{k: v for k, v in options.items() if k != "seed"},
             )  # fmt: skip
             answers: dict[int, str] = {}
-            for blank_number, piece in pieces:
-                if blank_number not in answers and blank:
-                    write(f"\n  [{blank_number + 1}] ")
-                answers[blank_number] = answers.get(blank_number, "") + piece
-                write(piece)
+            for blank_index, chunk in chunks:
+                if blank_index not in answers and blank:
+                    write(f"\n  [{blank_index + 1}] ")
+                answers[blank_index] = answers.get(blank_index, "") + chunk
+                write(chunk)
             write("\n")
         except ValueError as error:  # the session goes on
             write(f"{error}\n")

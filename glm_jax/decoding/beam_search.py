@@ -34,10 +34,10 @@ class Hypotheses:
 class _Search:
     step: Any  # int32
     cache: Any
-    token: Any  # int32 [B W]
+    token: Any  # int32 [B W], of each open beam, to be fed next
     scores: Any  # float32 [B W]
     tokens: Any  # int32 [B W G]
-    found: Hypotheses
+    hypotheses: Hypotheses
 
 
 def search(
@@ -63,73 +63,99 @@ def search(
 
     Where the original divides by zero (λ > 0 and an end token at once), the length counts as 1.
     """
-    batch = positions.shape[0]
-    width, penalty = num_beams, values.length_penalty
-    rows = jnp.arange(batch)[:, None]
-    position = jnp.broadcast_to(positions[:, None], (batch, width))
-    nothing = jnp.zeros((batch, width, max_new_tokens), jnp.int32)
-    found = Hypotheses(
-        tokens=nothing,
-        lengths=jnp.zeros((batch, width), jnp.int32),
-        values=jnp.full((batch, width), -jnp.inf),
-        log_probs=jnp.zeros((batch, width)),
+    batch, penalty = positions.shape[0], values.length_penalty
+    position = jnp.broadcast_to(positions[:, None], (batch, num_beams))
+
+    def step(search: _Search) -> _Search:
+        block_position = jnp.full_like(position, 1) + (search.step if count_positions else 0)
+        logits, cache = steps.forward(
+            params, context, search.cache, search.step, search.token, position, block_position, config=config
+        )
+        scores, beam, token = _candidates(logits, search, shape, values, stops)
+        ends = jnp.isin(token, np.array(stops, np.int32))
+        hypotheses = _collect(search, scores, beam, ends, penalty)
+        return _continue(search, cache, scores, beam, token, ends, hypotheses)
+
+    search = _first(context, batch, num_beams, max_new_tokens, start)
+    search = jax.lax.while_loop(
+        lambda search: (search.step < max_new_tokens) & ~search.hypotheses.finished.all(), step, search
+    )
+    is_open = ~search.hypotheses.finished[:, None] & (search.scores > _NO_BEAM / 2)
+    merged = _merge(search.hypotheses, search.tokens, search.scores, search.step, is_open, penalty)
+    return jax.tree.map(steps.everywhere, merged)  # every host reads them
+
+
+def _first(context, batch, num_beams, max_new_tokens, start) -> _Search:
+    """One beam a row with nothing but the start token; no hypotheses."""
+    tokens = jnp.zeros((batch, num_beams, max_new_tokens), jnp.int32)
+    hypotheses = Hypotheses(
+        tokens=tokens,
+        lengths=jnp.zeros((batch, num_beams), jnp.int32),
+        values=jnp.full((batch, num_beams), -jnp.inf),
+        log_probs=jnp.zeros((batch, num_beams)),
         finished=jnp.zeros(batch, bool),
     )
-
-    def merge(found, tokens, log_probs, length, valid):
-        """The best `width` of the hypotheses found and those offered; where equal, the earlier ones stay."""
-        offered = jnp.where(valid, log_probs / jnp.maximum(length, 1) ** penalty, -jnp.inf)
-        best, index = jax.lax.top_k(jnp.concatenate([found.values, offered], axis=1), width)
-        both = jnp.concatenate([found.tokens, tokens], axis=1)
-        lengths = jnp.concatenate([found.lengths, jnp.broadcast_to(length, offered.shape).astype(jnp.int32)], axis=1)
-        sums = jnp.concatenate([found.log_probs, log_probs], axis=1)
-        return found.replace(tokens=both[rows, index], lengths=lengths[rows, index], values=best,
-                             log_probs=sums[rows, index])  # fmt: skip
-
-    def body(s: _Search) -> _Search:
-        place = jnp.full_like(position, 1) + (s.step if count_positions else 0)
-        logits, cache = steps.forward(params, context, s.cache, s.step, s.token, position, place, model=model)
-        vocabulary = logits.shape[-1]
-        log_probs = jax.nn.log_softmax(warp_logits(logits, shape, values))
-        length = jnp.broadcast_to(s.step, position.shape)
-        log_probs = mask_logits(log_probs, length, s.tokens, s.step, stops, shape, values)
-        candidates = (log_probs + s.scores[..., None]).reshape(batch, -1)
-        sums, index = jax.lax.top_k(candidates, (1 + len(stops)) * width)
-        beam, token = index // vocabulary, (index % vocabulary).astype(jnp.int32)
-
-        ends = jnp.isin(token, np.array(stops, np.int32))
-        leading = slice(None, width)
-        open_row = ~s.found.finished[:, None]
-        valid = ends[:, leading] & open_row & (sums[:, leading] > _NO_BEAM / 2)
-        found = merge(s.found, s.tokens[rows, beam[:, leading]], sums[:, leading], s.step, valid)
-        enough = jnp.isfinite(found.values).all(1)
-        hopeless = found.values.min(1) >= sums[:, 0] / jnp.maximum(s.step, 1) ** penalty
-        found = found.replace(finished=found.finished | (enough & hopeless))
-
-        following = jnp.argsort(ends, axis=1, stable=True)[:, leading]  # those that go on, in order
-        parent, chosen = beam[rows, following], token[rows, following]
-        tokens = jax.lax.dynamic_update_slice(s.tokens[rows, parent], chosen[..., None], (0, 0, s.step))
-        return _Search(
-            step=s.step + 1,
-            cache=jax.tree.map(lambda a: _reorder(a, parent), cache),
-            token=chosen,
-            scores=sums[rows, following],
-            tokens=tokens,
-            found=found,
-        )
-
-    search = _Search(
+    return _Search(
         step=jnp.int32(0),
-        cache=steps.empty_answers(context, width, max_new_tokens),
-        token=jnp.full((batch, width), start, jnp.int32),
-        scores=jnp.where(jnp.arange(width) == 0, 0.0, _NO_BEAM)[None].repeat(batch, 0),
-        tokens=nothing,
-        found=found,
+        cache=steps.empty_answers(context, num_beams, max_new_tokens),
+        token=jnp.full((batch, num_beams), start, jnp.int32),
+        scores=jnp.where(jnp.arange(num_beams) == 0, 0.0, _NO_BEAM)[None].repeat(batch, 0),
+        tokens=tokens,
+        hypotheses=hypotheses,
     )
-    search = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & ~s.found.finished.all(), body, search)
-    still_open = ~search.found.finished[:, None] & (search.scores > _NO_BEAM / 2)
-    merged = merge(search.found, search.tokens, search.scores, search.step, still_open)
-    return jax.tree.map(steps.everywhere, merged)  # every host reads them
+
+
+def _candidates(logits, search, shape, values, stops):
+    """The best continuations of a row, best first: scores, beam and token of each. Enough that W of them go on."""
+    batch, num_beams, vocab_size = logits.shape
+    log_probs = jax.nn.log_softmax(warp_logits(logits, shape, values))
+    length = jnp.broadcast_to(search.step, (batch, num_beams))
+    log_probs = mask_logits(log_probs, length, search.tokens, search.step, stops, shape, values)
+    candidates = (log_probs + search.scores[..., None]).reshape(batch, -1)
+    scores, index = jax.lax.top_k(candidates, (1 + len(stops)) * num_beams)
+    return scores, index // vocab_size, (index % vocab_size).astype(jnp.int32)
+
+
+def _collect(search, scores, beam, ends, penalty) -> Hypotheses:
+    """The hypotheses with those that end in this step, and which rows are finished."""
+    rows, leading = jnp.arange(scores.shape[0])[:, None], slice(None, search.scores.shape[1])
+    is_open = ~search.hypotheses.finished[:, None]
+    valid = ends[:, leading] & is_open & (scores[:, leading] > _NO_BEAM / 2)
+    tokens = search.tokens[rows, beam[:, leading]]
+    hypotheses = _merge(search.hypotheses, tokens, scores[:, leading], search.step, valid, penalty)
+    enough = jnp.isfinite(hypotheses.values).all(1)
+    hopeless = hypotheses.values.min(1) >= scores[:, 0] / jnp.maximum(search.step, 1) ** penalty
+    return hypotheses.replace(finished=hypotheses.finished | (enough & hopeless))
+
+
+def _merge(hypotheses: Hypotheses, tokens, log_probs, length, valid, penalty) -> Hypotheses:
+    """The best of the hypotheses and of the answers offered; where equal, the earlier ones stay."""
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    offered = jnp.where(valid, log_probs / jnp.maximum(length, 1) ** penalty, -jnp.inf)
+    best, index = jax.lax.top_k(jnp.concatenate([hypotheses.values, offered], axis=1), tokens.shape[1])
+    all_tokens = jnp.concatenate([hypotheses.tokens, tokens], axis=1)
+    lengths = jnp.broadcast_to(length, offered.shape).astype(jnp.int32)
+    lengths = jnp.concatenate([hypotheses.lengths, lengths], axis=1)
+    log_probs = jnp.concatenate([hypotheses.log_probs, log_probs], axis=1)
+    return hypotheses.replace(
+        tokens=all_tokens[rows, index], lengths=lengths[rows, index], values=best, log_probs=log_probs[rows, index]
+    )
+
+
+def _continue(search, cache, scores, beam, token, ends, hypotheses) -> _Search:
+    """The best candidates that do not end become the beams of the next step."""
+    rows, leading = jnp.arange(scores.shape[0])[:, None], slice(None, search.scores.shape[1])
+    following = jnp.argsort(ends, axis=1, stable=True)[:, leading]
+    parent, chosen = beam[rows, following], token[rows, following]
+    tokens = jax.lax.dynamic_update_slice(search.tokens[rows, parent], chosen[..., None], (0, 0, search.step))
+    return _Search(
+        step=search.step + 1,
+        cache=jax.tree.map(lambda a: _reorder(a, parent), cache),
+        token=chosen,
+        scores=scores[rows, following],
+        tokens=tokens,
+        hypotheses=hypotheses,
+    )
 
 
 def _reorder(cache, parent):

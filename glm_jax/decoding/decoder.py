@@ -1,4 +1,4 @@
-"""Answers for encoded prompts: batches of prompts of similar length, through the compiled programs, and back."""
+"""Completions of encoded prompts: batches of prompts of similar length, through the compiled programs, and back."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from glm_jax.decoding import beam_search, sampling, steps
-from glm_jax.decoding.options import DecodingError, SamplingParams
+from glm_jax.decoding.options import DecodingError, SamplingParams, SamplingValues
 from glm_jax.decoding.prompts import EncodedPrompt
 from glm_jax.distributed import sharding
 from glm_jax.model.transformer import GLM
@@ -27,7 +27,7 @@ init_state = jax.jit(sampling.init_state, static_argnames="max_new_tokens")
 decode_loop = jax.jit(
     sampling.decode_loop,
     static_argnames=("model", "shape", "start", "stops", "max_new_tokens", "feed_truncated_token"),
-    donate_argnames="writing",
+    donate_argnames="state",
 )
 search = jax.jit(
     beam_search.search,
@@ -37,7 +37,7 @@ search = jax.jit(
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One answer a blank, in the order in which the blanks stand in the text.
+    """The answers to the blanks of one prompt, in the order of the text.
 
     `scores` are sums of the log-probabilities that the model gives to the tokens of an answer, its end included
     (natural logarithm); from beam search, those divided by length^λ, end not counted.
@@ -51,7 +51,7 @@ def bucket(length: int) -> int:
     """`length` rounded up to a power of two, or to one and a half of one: at most a third of it is padding."""
     if length <= _SMALLEST_BUCKET:
         return _SMALLEST_BUCKET
-    power = 1 << (length - 1).bit_length()
+    power = _power_of_two(length)
     return power * 3 // 4 if length <= power * 3 // 4 else power
 
 
@@ -59,8 +59,13 @@ def rows_of(count: int, mesh: Mesh | None) -> int:
     """Rows of a batch of `count` prompts: a power of two, so that few shapes are compiled, and a multiple of what the
     mesh needs."""
     shards = 1 if mesh is None else sharding.batch_shards(mesh)
-    rows = 1 << (count - 1).bit_length()
+    rows = _power_of_two(count)
     return -(-rows // shards) * shards
+
+
+def _power_of_two(count: int) -> int:
+    """`count` rounded up to a power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 class Decoder:
@@ -95,7 +100,7 @@ class Decoder:
     def complete(
         self,
         prompts: Sequence[EncodedPrompt],
-        strategy: SamplingParams,
+        sampling_params: SamplingParams,
         *,
         max_new_tokens: int,
         num_answers: int = 1,
@@ -108,30 +113,34 @@ class Decoder:
         Raises DecodingError where keys, values and logits exceed the memory of the devices.
         """
         results: list[list[Completion]] = [[] for _ in prompts]
-        self._check_memory(prompts, max(num_answers, strategy.num_beams), max_new_tokens, batch_size)
+        self._check_memory(prompts, max(num_answers, sampling_params.num_beams), max_new_tokens, batch_size)
         with self.active():
             for rows in self._batches(prompts, batch_size):
                 chosen = [prompts[i] for i in rows]
-                if strategy.num_beams > 1:
-                    found = self._beams(chosen, strategy, max_new_tokens, num_answers)
+                if sampling_params.num_beams > 1:
+                    completions = self._beam_search(chosen, sampling_params, max_new_tokens, num_answers)
                 else:
-                    found = self._write(chosen, strategy, max_new_tokens, num_answers, keys[np.array(rows)])
-                for row, answers in zip(rows, found, strict=True):
+                    completions = self._sample(
+                        chosen, sampling_params, max_new_tokens, num_answers, keys[np.array(rows)]
+                    )
+                for row, answers in zip(rows, completions, strict=True):
                     results[row] = answers
         return results
 
     def stream(
-        self, prompt: EncodedPrompt, strategy: SamplingParams, *, max_new_tokens: int, key: Any
+        self, prompt: EncodedPrompt, sampling_params: SamplingParams, *, max_new_tokens: int, key: Any
     ) -> Iterator[tuple[int, int | None, float]]:
         """Tokens of one prompt as they are chosen: (blank in order of filling, token or None at its end, score)."""
         self._check_memory([prompt], 1, max_new_tokens, 1)
-        values = strategy.values(self.config.vocab_size)
+        values = sampling_params.values(self.config.vocab_size)
         with self.active():
-            context, columns, writing = self._begin([prompt], max_new_tokens, 1, key[None])
-        for step in range(writing.tokens.shape[-1]):
+            context, columns, state = self.init_state([prompt], max_new_tokens, 1, key[None])
+        for step in range(state.tokens.shape[-1]):
             with self.active():
-                writing = self._go_on(context, columns, writing, jnp.int32(step + 1), strategy, values, max_new_tokens)
-            record = (writing.tokens, writing.blanks, writing.log_probs, writing.live)
+                state = self.decode(
+                    context, columns, state, jnp.int32(step + 1), sampling_params, values, max_new_tokens
+                )
+            record = (state.tokens, state.blanks, state.log_probs, state.live)
             token, blank, score, live = (a[0, 0] for a in jax.device_get(record))
             if blank[step] >= 0:
                 stopped = int(token[step]) in self.stops
@@ -143,59 +152,72 @@ class Decoder:
         order = sorted(range(len(prompts)), key=lambda i: (bucket(_context_length(prompts[i])), len(prompts[i].blanks)))
         groups: dict[tuple[int, int], list[int]] = {}
         for i in order:
-            blanks = 1 << (len(prompts[i].blanks) - 1).bit_length()
+            blanks = _power_of_two(len(prompts[i].blanks))
             groups.setdefault((bucket(_context_length(prompts[i])), blanks), []).append(i)
         for rows in groups.values():
             for at in range(0, len(rows), batch_size):
                 yield rows[at : at + batch_size]
 
-    def _encode(self, prompts, parts_b):
-        """Context of Part A and of what is already written of Part B: lists of (token, position, place)."""
+    def prefill(self, prompts: Sequence[EncodedPrompt], parts_b: Sequence[list]) -> steps.PrefillCache:
+        """The contexts of a batch: Part A, then each prompt's list of (token, position, block position) of Part B."""
         rows, special = rows_of(len(prompts), self.mesh), self.special
         width = bucket(max(len(p.part_a) + len(b) for p, b in zip(prompts, parts_b, strict=True)))
-        tokens, positions, places = (np.full((rows, width), fill, np.int32) for fill in (special.pad, 0, 0))
-        prefix, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        tokens, positions, block_positions = (np.full((rows, width), fill, np.int32) for fill in (special.pad, 0, 0))
+        prefix_lengths, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         for row, (prompt, part_b) in enumerate(zip(prompts, parts_b, strict=True)):
             n, whole = len(prompt.part_a), len(prompt.part_a) + len(part_b)
-            prefix[row], lengths[row] = n, whole
+            prefix_lengths[row], lengths[row] = n, whole
             tokens[row, :n], positions[row, :n] = prompt.part_a, np.arange(n)
             if part_b:
-                tokens[row, n:whole], positions[row, n:whole], places[row, n:whole] = np.array(part_b).T
-        return encode(self.params, tokens, positions, places, prefix, lengths, model=self.model)
+                tokens[row, n:whole], positions[row, n:whole], block_positions[row, n:whole] = np.array(part_b).T
+        return encode(self.params, tokens, positions, block_positions, prefix_lengths, lengths, model=self.model)
 
-    def _begin(self, prompts, max_new_tokens, num_answers, keys):
+    def init_state(
+        self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, num_answers: int, keys: Any
+    ) -> tuple[steps.PrefillCache, np.ndarray, sampling.DecodeState]:
+        """The contexts of a batch of prompts, the columns of their blanks, and empty answers to the first of them."""
         rows, start = rows_of(len(prompts), self.mesh), self.special.start
-        most = 1 << (max(len(p.blanks) for p in prompts) - 1).bit_length()
-        columns = np.full((rows, most), -1, np.int32)
-        first, before = np.full(rows, start, np.int32), np.zeros(rows, np.int32)
+        blanks = _power_of_two(max(len(p.blanks) for p in prompts))
+        columns = np.full((rows, blanks), -1, np.int32)
+        first, prefilled = np.full(rows, start, np.int32), np.zeros(rows, np.int32)
         parts_b = []
         for row, prompt in enumerate(prompts):
             columns[row, : len(prompt.blanks)] = prompt.blanks
             given = (start, *prompt.answer_prefix)
-            first[row], before[row] = given[-1], len(given) - 1
-            parts_b.append(_laid_out(given[:-1], prompt.blanks[0]))
+            first[row], prefilled[row] = given[-1], len(given) - 1
+            parts_b.append(_part_b(given[:-1], prompt.blanks[0]))
         keys = jnp.concatenate([keys, jnp.broadcast_to(keys[:1], (rows - len(prompts),))])
         keys = jax.vmap(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_answers)))(keys)
-        context = self._encode(prompts, parts_b)
-        return context, columns, init_state(context, columns, keys, first, before, max_new_tokens=max_new_tokens)
+        context = self.prefill(prompts, parts_b)
+        return context, columns, init_state(context, columns, keys, first, prefilled, max_new_tokens=max_new_tokens)
 
-    def _go_on(self, context, columns, writing, limit, strategy, values, max_new_tokens):
+    def decode(
+        self,
+        context: steps.PrefillCache,
+        columns: np.ndarray,
+        state: sampling.DecodeState,
+        limit: Any,
+        sampling_params: SamplingParams,
+        values: SamplingValues,
+        max_new_tokens: int,
+    ) -> sampling.DecodeState:
+        """Decodes what `init_state` returned until every answer is complete or column `limit` (int32) is reached."""
         return decode_loop(
-            self.params, context, columns, writing, limit, values, model=self.model, shape=strategy.shape(),
+            self.params, context, columns, state, limit, values, model=self.model, shape=sampling_params.shape(),
             start=self.special.start, stops=self.stops, max_new_tokens=max_new_tokens,
         )  # fmt: skip
 
-    def _write(self, prompts, strategy, max_new_tokens, num_answers, keys):
-        context, columns, writing = self._begin(prompts, max_new_tokens, num_answers, keys)
-        values = strategy.values(self.config.vocab_size)
-        limit = jnp.int32(writing.tokens.shape[-1])
-        writing = self._go_on(context, columns, writing, limit, strategy, values, max_new_tokens)
-        record = jax.device_get((writing.tokens, writing.blanks, writing.log_probs))
-        found = []
+    def _sample(self, prompts, sampling_params, max_new_tokens, num_answers, keys):
+        context, columns, state = self.init_state(prompts, max_new_tokens, num_answers, keys)
+        values = sampling_params.values(self.config.vocab_size)
+        limit = jnp.int32(state.tokens.shape[-1])
+        state = self.decode(context, columns, state, limit, sampling_params, values, max_new_tokens)
+        record = jax.device_get((state.tokens, state.blanks, state.log_probs))
+        results = []
         for row, prompt in enumerate(prompts):
-            answers = [self._gather(prompt, *(a[row, n] for a in record)) for n in range(num_answers)]
-            found.append(sorted(answers, key=lambda a: -sum(a.scores)))
-        return found
+            completions = [self._gather(prompt, *(a[row, n] for a in record)) for n in range(num_answers)]
+            results.append(sorted(completions, key=lambda completion: -sum(completion.scores)))
+        return results
 
     def _gather(self, prompt, tokens, blanks, log_probs) -> Completion:
         tokens_of, score_of = [[] for _ in prompt.blanks], [0.0] * len(prompt.blanks)
@@ -206,42 +228,40 @@ class Decoder:
                     tokens_of[blank].append(token)
         return _in_text_order(prompt, tokens_of, score_of)
 
-    def _beams(self, prompts, strategy, max_new_tokens, num_answers):
+    def _beam_search(self, prompts, sampling_params, max_new_tokens, num_answers):
         """One blank after another: each sees the best answers to those before; alternatives differ in the last."""
         if any(prompt.answer_prefix for prompt in prompts):
-            raise DecodingError("beam search cannot go on with a begun answer: use unidirectional=False or num_beams=1")
-        values = strategy.values(self.config.vocab_size)
+            raise DecodingError(
+                "beam search cannot continue an answer that is given in part: use unidirectional=False or num_beams=1"
+            )
+        values = sampling_params.values(self.config.vocab_size)
         parts_b: list[list] = [[] for _ in prompts]
-        best = [([], []) for _ in prompts]  # tokens and scores of the blanks searched so far
+        best = [([], []) for _ in prompts]  # tokens and scores of the best answers to the blanks so far
         results: list[list[Completion]] = [[] for _ in prompts]
         for number in range(max(len(p.blanks) for p in prompts)):
             rows = [i for i, prompt in enumerate(prompts) if number < len(prompt.blanks)]
-            context = self._encode([prompts[i] for i in rows], [parts_b[i] for i in rows])
+            context = self.prefill([prompts[i] for i in rows], [parts_b[i] for i in rows])
             columns = np.zeros(context.lengths.shape, np.int32)
             columns[: len(rows)] = [prompts[i].blanks[number] for i in rows]
-            found = search(
-                self.params, context, columns, values, model=self.model, shape=strategy.shape(),
-                num_beams=strategy.num_beams, max_new_tokens=max_new_tokens, start=self.special.start,
+            hypotheses = search(
+                self.params, context, columns, values, model=self.model, shape=sampling_params.shape(),
+                num_beams=sampling_params.num_beams, max_new_tokens=max_new_tokens, start=self.special.start,
                 stops=self.stops,
             )  # fmt: skip
-            found = jax.device_get(found)
-            for at, i in enumerate(rows):
-                options = {}  # an answer may have been found with either stop: the better one counts
-                for tokens, length, value in zip(found.tokens[at], found.lengths[at], found.values[at], strict=True):
-                    if np.isfinite(value):
-                        options.setdefault(tuple(tokens[:length].tolist()), float(value))
-                options = list(options.items())
+            hypotheses = jax.device_get(hypotheses)
+            for row, i in enumerate(rows):
+                answers = _distinct_answers(hypotheses, row)
+                earlier, scores = best[i]
                 if number == len(prompts[i].blanks) - 1:
-                    earlier, scores = best[i]
                     results[i] = [
                         _in_text_order(prompts[i], [*earlier, tokens], [*scores, score])
-                        for tokens, score in options[:num_answers]
+                        for tokens, score in answers[:num_answers]
                     ]
                 else:
-                    tokens, score = options[0]
-                    best[i][0].append(tokens)
-                    best[i][1].append(score)
-                    parts_b[i] += _laid_out((self.special.start, *tokens), prompts[i].blanks[number])
+                    tokens, score = answers[0]
+                    earlier.append(tokens)
+                    scores.append(score)
+                    parts_b[i] += _part_b((self.special.start, *tokens), prompts[i].blanks[number])
         return results
 
     def _check_memory(self, prompts, width, max_new_tokens, batch_size):
@@ -267,8 +287,19 @@ def _context_length(prompt):
     return len(prompt.part_a) + len(prompt.answer_prefix)
 
 
-def _laid_out(tokens, column) -> list[tuple[int, int, int]]:
-    return [(token, column, place) for place, token in enumerate(tokens, start=1)]
+def _distinct_answers(hypotheses: beam_search.Hypotheses, row: int) -> list[tuple[tuple[int, ...], float]]:
+    """(tokens, value) of a row, best first. Of an answer that ends with either stop token the better one counts."""
+    values: dict[tuple[int, ...], float] = {}
+    for tokens, length, value in zip(
+        hypotheses.tokens[row], hypotheses.lengths[row], hypotheses.values[row], strict=True
+    ):
+        if np.isfinite(value):
+            values.setdefault(tuple(tokens[:length].tolist()), float(value))
+    return list(values.items())
+
+
+def _part_b(tokens, column) -> list[tuple[int, int, int]]:
+    return [(token, column, number) for number, token in enumerate(tokens, start=1)]
 
 
 def _in_text_order(prompt, tokens, scores) -> Completion:

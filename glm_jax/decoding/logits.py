@@ -1,4 +1,4 @@
-"""What stands between the model's logits and the choice of a token: filters, bans and minimum lengths.
+"""Filters and bans on logits, applied before a token is chosen.
 
 Every function works on the last axis and on any number of leading axes, and leaves the logits it keeps untouched.
 """
@@ -17,17 +17,17 @@ def top_k_filter(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows
 
 
 def top_p_filter(logits: Float[Array, "*rows V"], p: Float[Array, ""] | float) -> Float[Array, "*rows V"]:
-    """Keeps the most probable tokens whose probabilities before them sum up to at most p (Holtzman et al. 2020).
+    """Keeps the most probable tokens, each while those above it sum up to at most p (Holtzman et al. 2020).
 
     So the most probable token always stays, and the one that crosses p stays too, as in the original.
     """
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-    # Summed before the token, not after minus itself: the difference would not be exactly 0 for the first.
-    before = jnp.cumsum(probabilities, axis=-1)
-    before = jnp.concatenate([jnp.zeros_like(before[..., :1]), before[..., :-1]], axis=-1)
+    # The exclusive sum is shifted, not the inclusive sum minus the token: that would not be exactly 0 for the first.
+    inclusive = jnp.cumsum(probabilities, axis=-1)
+    exclusive = jnp.concatenate([jnp.zeros_like(inclusive[..., :1]), inclusive[..., :-1]], axis=-1)
     rank = jnp.argsort(order, axis=-1)
-    return jnp.where(jnp.take_along_axis(before, rank, axis=-1) > p, BANNED, logits)
+    return jnp.where(jnp.take_along_axis(exclusive, rank, axis=-1) > p, BANNED, logits)
 
 
 def repeated_ngrams(
@@ -40,12 +40,14 @@ def repeated_ngrams(
 
     def banned(tokens):
         starts = jnp.arange(capacity - n + 1)
-        same = starts + n <= length  # the whole n-gram is written
+        matches = starts + n <= length  # the whole n-gram is there
         for offset in range(n - 1):  # and begins as the newest n - 1 tokens do
-            same &= tokens[starts + offset] == tokens[length - (n - 1) + offset]
-        # A match sets a flag; no match writes nowhere.
+            matches &= tokens[starts + offset] == tokens[length - (n - 1) + offset]
+        # A match sets a flag; without one the index is out of bounds and dropped.
         return (
-            jnp.zeros(vocab_size, bool).at[jnp.where(same, tokens[starts + n - 1], vocab_size)].set(True, mode="drop")
+            jnp.zeros(vocab_size, bool)
+            .at[jnp.where(matches, tokens[starts + n - 1], vocab_size)]
+            .set(True, mode="drop")
         )
 
     flat = jax.vmap(banned)(tokens.reshape(-1, capacity))

@@ -1,6 +1,7 @@
-"""How tokens are chosen: the options, checked, in the two parts that a compiled program needs."""
+"""How tokens are chosen: the options, in the two parts that a compiled program needs, and what they do to logits."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,12 @@ class DecodingError(ValueError):
     """Options that contradict each other or that the model cannot serve."""
 
 
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raises DecodingError for anything but a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise DecodingError(f"{name} is {value!r}, but must be a whole number of at least {least}")
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
     """How the tokens of an answer are chosen. Raises DecodingError for values that contradict each other.
@@ -26,7 +33,7 @@ class SamplingParams:
     top_p: sample among the most probable tokens that together reach p; 1 for all.
     num_beams: beams of a beam search; 1 for none.
     length_penalty: λ of a hypothesis's value (sum of log-probabilities) / length^λ; 0 compares sums.
-    min_new_tokens: the end token is banned before.
+    min_new_tokens: end tokens are banned until an answer has this many.
     no_repeat_ngram: no n-gram occurs twice in the answers to a prompt, or, of beams, in one answer; 0 allows all.
     forbidden: ids that are never chosen.
     """
@@ -42,20 +49,16 @@ class SamplingParams:
 
     def __post_init__(self):
         object.__setattr__(self, "forbidden", tuple(int(i) for i in self.forbidden))
-        for name, low, high in (
-            ("temperature", 0, float("inf")),
-            ("top_k", 0, float("inf")),
-            ("min_new_tokens", 0, float("inf")),
-            ("no_repeat_ngram", 0, float("inf")),
-            ("num_beams", 1, float("inf")),
-        ):
+        for name, least in {"top_k": 0, "min_new_tokens": 0, "no_repeat_ngram": 0, "num_beams": 1}.items():
+            check_count(name, getattr(self, name), least)
+        for name in ("temperature", "top_p", "length_penalty"):
             value = getattr(self, name)
-            if not low <= value < high:
-                raise DecodingError(f"{name} is {value}, but must be a finite number of at least {low}")
+            if not isinstance(value, numbers.Real) or not np.isfinite(value):
+                raise DecodingError(f"{name} is {value!r}, but must be a finite number")
+        if self.temperature < 0:
+            raise DecodingError(f"temperature is {self.temperature}, but must be at least 0")
         if not 0 < self.top_p <= 1:
             raise DecodingError(f"top_p is {self.top_p}, but must lie in (0, 1]; 1 keeps every token")
-        if not np.isfinite(self.length_penalty):
-            raise DecodingError(f"length_penalty is {self.length_penalty}, but must be a finite number")
         if self.num_beams > 1 and self.temperature:
             raise DecodingError(
                 f"num_beams={self.num_beams} searches for the most probable answer and temperature={self.temperature} "
@@ -69,7 +72,7 @@ class SamplingParams:
         if self.length_penalty and self.num_beams == 1:
             raise DecodingError(f"length_penalty={self.length_penalty} compares beams: set num_beams above 1")
 
-    def shape(self) -> "StrategyShape":
+    def shape(self) -> "SamplingShape":
         """What the compiled program depends on."""
         return SamplingShape(
             sample=self.temperature > 0,
@@ -79,7 +82,7 @@ class SamplingParams:
             forbid=bool(self.forbidden),
         )
 
-    def values(self, vocab_size: int) -> "StrategyValues":
+    def values(self, vocab_size: int) -> "SamplingValues":
         """What may change without compiling again. Raises DecodingError for a forbidden id outside the vocabulary."""
         outside = [i for i in self.forbidden if not 0 <= i < vocab_size]
         if outside:
@@ -97,7 +100,7 @@ class SamplingParams:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingShape:
-    """The static part of a Strategy."""
+    """The static part of SamplingParams, on which the compiled program depends."""
 
     sample: bool = False
     top_k: int = 0
@@ -108,7 +111,7 @@ class SamplingShape:
 
 @struct.dataclass
 class SamplingValues:
-    """The traced part of a Strategy."""
+    """The traced part of SamplingParams, which may change without compiling again."""
 
     temperature: Any  # float32
     top_p: Any  # float32
@@ -119,7 +122,7 @@ class SamplingValues:
 
 def mask_logits(
     logits: Float[Array, "B W V"],
-    written: Int[Array, "B W"],
+    generated: Int[Array, "B W"],
     history: Int[Array, "B W G"],
     length: Int[Array, ""],
     stops: Sequence[int],
@@ -128,13 +131,13 @@ def mask_logits(
 ) -> Float[Array, "B W V"]:
     """Logits with banned tokens at -inf.
 
-    `written` counts the tokens of the answer so far; no n-gram of the first `length` tokens of `history` may recur.
+    `generated` counts the tokens of the answer so far; no n-gram of the first `length` tokens of `history` may recur.
     """
     if shape.forbid:
         logits = rules.ban(logits, values.forbidden[None, None])
     is_stop = np.zeros(logits.shape[-1], bool)
     is_stop[list(stops)] = True
-    logits = rules.ban(logits, (written < values.min_new_tokens)[..., None] & jnp.asarray(is_stop)[None, None])
+    logits = rules.ban(logits, (generated < values.min_new_tokens)[..., None] & jnp.asarray(is_stop)[None, None])
     if shape.ngram:
         logits = rules.ban(logits, rules.repeated_ngrams(history, length, shape.ngram, logits.shape[-1]))
     return logits

@@ -1,6 +1,7 @@
-"""From text with blanks to what is decoded: Part A, the blanks in the order of filling, and an answer already begun."""
+"""From text with blanks to what is decoded: Part A, its blanks in the order of filling, the beginning of an answer."""
 
 import dataclasses
+import numbers
 import random
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ class EncodedPrompt:
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, order: str | Sequence[int] = "left-to-right") -> EncodedPrompt:
-    """Part A of a prompt: [CLS] text [EOS]; no [EOS] behind a final [gMASK], as in the original.
+    """Part A of a prompt: [CLS] text [EOS]; no [EOS] after a final [gMASK], as in the original.
 
     `order` of filling is "left-to-right", "right-to-left", or the blanks' numbers in the text, from 0, as in (2, 0, 1).
     Raises PromptError for text that is empty or without a blank, for a mask that the model does not know, for text that
@@ -45,7 +46,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, order: str | Sequence[int] = 
 
 
 def encode_continuation(tokenizer: Tokenizer, text: str, *, unidirectional: bool = False) -> EncodedPrompt:
-    """A prompt that continues `text`: with a [gMASK] behind it ([MASK] where the model has none).
+    """A prompt that continues `text`: with a [gMASK] after it ([MASK] where the model has none).
 
     `unidirectional` puts the text into Part B as the beginning of the answer: language modelling from left to right,
     which may start from nothing. Raises PromptError as `encode_prompt`.
@@ -80,8 +81,8 @@ def blank_ids(special: SpecialTokens) -> tuple[int, int, int]:
 
 def check_room(prompts: Sequence[EncodedPrompt], config: GLMConfig, max_new_tokens: int) -> None:
     """Raises PromptError when positions run out: a prompt too long (says by how much), or answers too long."""
-    if max_new_tokens < 1:
-        raise PromptError(f"max_new_tokens is {max_new_tokens}, but an answer needs at least 1")
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
+        raise PromptError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number of at least 1")
     limit = config.num_positions
     for prompt in prompts:
         over = len(prompt.part_a) - limit
@@ -89,7 +90,7 @@ def check_room(prompts: Sequence[EncodedPrompt], config: GLMConfig, max_new_toke
             raise PromptError(
                 f"prompt of {len(prompt.part_a)} tokens is {over} longer than the model's {limit} positions: shorten it"
             )
-        # An answer of n tokens is fed as start, token 1 … token n: places 1 … n + 1 of a table with rows 0 … limit - 1.
+        # An answer of n tokens is fed as start, token 1 … token n, at block positions 1 … n + 1 of 0 … limit - 1.
         over = len(prompt.answer_prefix) + max_new_tokens + 1 - (limit - 1)
         if over > 0:
             text = f"{len(prompt.answer_prefix)} tokens to continue and " if prompt.answer_prefix else ""

@@ -1,4 +1,4 @@
-"""What goes wrong with other people's checkpoints."""
+"""Errors of checkpoints."""
 
 
 class FormatError(ValueError):
@@ -9,7 +9,7 @@ class UnsafeFileError(FormatError):
     """A checkpoint that asks for something which no checkpoint needs: to run code, or to leave its folder."""
 
 
-def listing(problems: list[str], most: int = 8) -> str:
+def listing(problems: list[str], limit: int = 8) -> str:
     """The first problems, and how many more there are."""
-    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
-    return "; ".join(problems[:most] + more)
+    more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
+    return "; ".join(problems[:limit] + more)

@@ -38,8 +38,8 @@ def recognizes(folder: pathlib.Path) -> bool:
 def _weights(folder):
     """The file that lists or holds the weights; safetensors first."""
     names = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json")
-    if found := next((folder / name for name in names if (folder / name).is_file()), None):
-        return found
+    if listed := next((folder / name for name in names if (folder / name).is_file()), None):
+        return listed
     others = sorted([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")])
     return others[0] if len(others) == 1 else folder if others else None
 
@@ -58,12 +58,12 @@ def open_folder(folder: pathlib.Path) -> Source:
     tensors: dict[str, Any] = {}
     declared = read_config(folder / CONFIG, notes)
     for path, expected in files.items():
-        found, metadata = _read(path)
-        if expected is not None and (wrong := sorted(set(expected) ^ set(found))):
+        content, metadata = _read(path)
+        if expected is not None and (differing := sorted(set(expected) ^ set(content))):
             raise FormatError(
-                f"{weights.name} and {path} do not agree about {listing(wrong)}: files of different models"
+                f"{weights.name} and {path} do not agree about {listing(differing)}: files of different models"
             )
-        tensors |= found
+        tensors |= content
         for key, value in _stated(metadata, path).items():
             if declared.setdefault(key, value) != value:
                 raise FormatError(f"{folder / CONFIG} says {key} {declared[key]!r}, but {path} is of {value!r}")
@@ -131,15 +131,15 @@ def read_config(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:
         )
     declared: dict[str, Any] = {}
     for field, names in FIELDS.items():
-        found = {name: config[name] for name in names if config.get(name) is not None}
+        values = {name: config[name] for name in names if config.get(name) is not None}
         kinds = {"block_positions": bool, "gelu": str, "attention_dropout": float, "hidden_dropout": float}
         kind = kinds.get(field, int)
-        for name, value in found.items():
+        for name, value in values.items():
             value = float(value) if kind is float and type(value) is int else value
             if type(value) is not kind:
                 raise FormatError(f"{path}: {name} is {str(value)[:50]!r}, expected a {kind.__name__}")
             if declared.setdefault(field, value) != value:
-                raise FormatError(f"{path}: {' and '.join(found)} differ: {found}")
+                raise FormatError(f"{path}: {' and '.join(values)} differ: {values}")
     if config.get("attention_scale", 1.0) not in (1, 1.0):
         notes.append("attention_scale is ignored: it changes rounding only")
     return declared

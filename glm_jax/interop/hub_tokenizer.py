@@ -113,10 +113,10 @@ def for_hub(tokenizer: ReleasedTokenizer) -> tuple[ReleasedTokenizer, dict[int, 
         moved, why = {"gMASK": ids["eop"] + 2}, "trained without fix_command_token, [gMASK] shares <|endofpiece|>'s row"
     elif (
         isinstance(tokenizer, ByteBPETokenizer)
-        and tokenizer.piece_under(ids["MASK"]) == "<mask>"
+        and tokenizer.vocabulary_token(ids["MASK"]) == "<mask>"
         and "gMASK" not in ids
     ):
-        moved, why = {"MASK": tokenizer.num_tokens}, "the hub's [MASK] stands behind the start and end tokens"
+        moved, why = {"MASK": tokenizer.num_tokens}, "the hub's [MASK] comes after the start and end tokens"
     if not moved:
         return tokenizer, {}
     commands = [dataclasses.replace(c, id=moved.get(c.name, c.id)) for c in tokenizer.commands]

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from glm_jax.files import text_table
 from glm_jax.interop.tensors import LazyTensor
 
 
@@ -33,6 +34,4 @@ class LoadReport:
         for key, tensor in self.tensors.items():
             shape = "x".join(map(str, tensor.shape))
             rows.append((key, shape, str(tensor.dtype), "verified" if tensor.checksum else "none", tensor.file))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([self.summary(), *table, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([self.summary(), *text_table(rows), *(f"note: {note}" for note in self.notes)])

@@ -1,6 +1,6 @@
 """How Megatron-style model parallelism cuts the original's tensors (Shoeybi et al. 2019, arXiv 1909.08053).
 
-By rows (outputs, vocabulary), by columns (inputs), or the rows of each of Q, K and V; everything else stands whole in
+By rows (outputs, vocabulary), by columns (inputs), or the rows of each of Q, K and V; everything else is whole in
 every shard. The rules of the original's change_mp.py, except that soft prompts and classification heads are whole.
 """
 

@@ -50,18 +50,18 @@ class Entry:
 def entries(config: GLMConfig) -> list[Entry]:
     """Every tensor of a model, in the original's order."""
     width, wide, heads = (config.hidden_size,), (config.ffn_width,), (config.num_heads, config.head_width)
-    found = [_table("word_embeddings", config.vocab_size, *width)]
-    found.append(_table("transformer.position_embeddings", config.num_positions, *width))
+    result = [_table("word_embeddings", config.vocab_size, *width)]
+    result.append(_table("transformer.position_embeddings", config.num_positions, *width))
     if config.block_positions:
-        found.append(_table("transformer.block_position_embeddings", config.num_positions, *width))
+        result.append(_table("transformer.block_position_embeddings", config.num_positions, *width))
     for i in range(config.num_layers):
-        found += _norm("input_layernorm", *width, i)
-        found += _linear("attention.query_key_value", width, (3, *heads), i)
-        found += _linear("attention.dense", heads, width, i)
-        found += _norm("post_attention_layernorm", *width, i)
-        found += _linear("mlp.dense_h_to_4h", width, wide, i)
-        found += _linear("mlp.dense_4h_to_h", wide, width, i)
-    return found + _norm("final_layernorm", *width)
+        result += _norm("input_layernorm", *width, i)
+        result += _linear("attention.query_key_value", width, (3, *heads), i)
+        result += _linear("attention.dense", heads, width, i)
+        result += _norm("post_attention_layernorm", *width, i)
+        result += _linear("mlp.dense_h_to_4h", width, wide, i)
+        result += _linear("mlp.dense_4h_to_h", wide, width, i)
+    return result + _norm("final_layernorm", *width)
 
 
 def _table(key, rows, width):
@@ -102,9 +102,9 @@ def check(config: GLMConfig, tensors: Mapping[str, LazyTensor]) -> None:
         if key in tensors and tensors[key].shape != shape
     ]
     problems = [
-        f"{len(found)} {what}: {listing(found)}"
-        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
-        if found
+        f"{len(names)} {what}: {listing(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+        if names
     ]
     if problems:
         raise FormatError(
@@ -117,10 +117,12 @@ def check(config: GLMConfig, tensors: Mapping[str, LazyTensor]) -> None:
 def leaves(config: GLMConfig) -> dict[tuple[str, ...], list[Entry]]:
     """Path of each leaf -> its tensors, by layer. Those that need most memory come first, while there is little else:
     tables, each of which is read at once, then stacked leaves by size."""
-    found: dict[tuple[str, ...], list[Entry]] = {}
+    entries_of: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries(config):
-        found.setdefault(entry.path, []).append(entry)
-    return dict(sorted(found.items(), key=lambda item: (item[1][0].layer is not None, -math.prod(item[1][0].shape))))
+        entries_of.setdefault(entry.path, []).append(entry)
+    return dict(
+        sorted(entries_of.items(), key=lambda item: (item[1][0].layer is not None, -math.prod(item[1][0].shape)))
+    )
 
 
 def state_dict(config: GLMConfig, params: Mapping[str, Any], dtype: np.dtype) -> dict[str, LazyTensor]:
@@ -129,14 +131,14 @@ def state_dict(config: GLMConfig, params: Mapping[str, Any], dtype: np.dtype) ->
     Raises ValueError when `params` is not the tree of `config`.
     """
     result = {}
-    for path, found in leaves(config).items():
+    for path, tensors in leaves(config).items():
         leaf: Any = params
         for name in path:
             leaf = leaf.get(name) if isinstance(leaf, Mapping) else None
-        expected = found[0].leaf_shape if found[0].layer is None else (len(found), *found[0].leaf_shape)
+        expected = tensors[0].leaf_shape if tensors[0].layer is None else (len(tensors), *tensors[0].leaf_shape)
         if getattr(leaf, "shape", None) != expected:
             raise ValueError(f"parameter {'/'.join(path)} is {getattr(leaf, 'shape', 'missing')}, expected {expected}")
-        for entry in found:
+        for entry in tensors:
             result[entry.key] = LazyTensor(entry.shape, dtype, lambda leaf=leaf, entry=entry: _read(leaf, entry, dtype))
     return {entry.key: result[entry.key] for entry in entries(config)}
 

@@ -27,7 +27,7 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-# Libraries whose objects stand beside the weights in real checkpoints.
+# Libraries whose objects are beside the weights in real checkpoints.
 _INERT_MODULES = ("torch", "numpy", "argparse", "deepspeed", "apex", "fp16", "mpu", "megatron", "learning_rates")
 _INERT_NAMES = {
     *((module, name) for module in ("collections",) for name in ("defaultdict", "deque", "Counter")),
@@ -40,13 +40,13 @@ _INERT_NAMES = {
     ),
     ("_codecs", "encode"),
 }  # fmt: skip
-_LONGEST = 1 << 26  # bytes of one string; weights are never stored in the pickle itself
-_MOST_STEPS = 1 << 24
+_MAX_STRING_BYTES = 1 << 26  # bytes of one string; weights are never stored in the pickle itself
+_MAX_STEPS = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A run of `size` elements that lies outside the pickle under `key`."""
+    """A run of `size` elements outside the pickle under `key`."""
 
     dtype: np.dtype
     key: str
@@ -88,7 +88,7 @@ def loads(data: bytes, file: str) -> Any:
 
 
 def load(stream: io.BufferedIOBase, file: str) -> Any:
-    """The value of the pickle that starts at `stream`'s position, which is left behind its end."""
+    """The value of the pickle that starts at `stream`'s position, which is left after its end."""
     try:
         return _Machine(stream, file).run()
     except FormatError:
@@ -104,7 +104,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self):
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MAX_STEPS):
             code = self._read(1)
             if code == b".":
                 if len(self._stack) != 1:
@@ -113,11 +113,11 @@ class _Machine:
             if code not in _OPERATIONS:
                 raise FormatError(f"{self._file}: pickle operation {code!r} is not one that checkpoints use")
             _OPERATIONS[code](self)
-        raise FormatError(f"{self._file}: its pickle has more than {_MOST_STEPS} operations")
+        raise FormatError(f"{self._file}: its pickle has more than {_MAX_STEPS} operations")
 
     # ------------------------------------------------------------------ reading
     def _read(self, count):
-        if not 0 <= count <= _LONGEST:
+        if not 0 <= count <= _MAX_STRING_BYTES:
             raise FormatError(f"{self._file}: a string of {count} bytes in its pickle; the file is damaged")
         data = self._stream.read(count)
         if len(data) != count:

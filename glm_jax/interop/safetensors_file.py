@@ -52,7 +52,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
         entry = entries[name]
         dtype, shape = DTYPES[_NAMES[entry["dtype"]]], tuple(entry["shape"])
         if begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
-            raise FormatError(f"{path}: {name} of {dtype}{shape} cannot lie at {begin} to {stop}, behind {end}")
+            raise FormatError(f"{path}: {name} of {dtype}{shape} cannot lie at {begin} to {stop}, after {end}")
         tensors[name] = _lazy(path, name, 8 + length + begin, dtype, shape, checksums.get(name))
         end = stop
     if 8 + length + end != size:
@@ -81,12 +81,12 @@ def _checksums(metadata: Mapping[str, str], entries: Mapping[str, Any], path) ->
     if _CHECKSUMS not in metadata:
         return {}
     try:
-        found = json.loads(metadata[_CHECKSUMS])
+        checksums = json.loads(metadata[_CHECKSUMS])
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: its checksums are damaged ({error})") from error
-    if not isinstance(found, dict) or set(found) != set(entries):
+    if not isinstance(checksums, dict) or set(checksums) != set(entries):
         raise FormatError(f"{path}: its checksums are not those of its tensors")
-    return found
+    return checksums
 
 
 def _lazy(path, name, start, dtype, shape, checksum):

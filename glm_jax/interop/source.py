@@ -114,9 +114,9 @@ def config_of(source: Source, **given: Any) -> GLMConfig:
 
 def _from_shapes(source):
     tensors = source.tensors
-    xl = [key for key in tensors if "relative" in key or key.endswith(("r_w_bias", "r_r_bias", "inv_freq"))]
-    if xl:
-        raise FormatError(f"{source.path} was trained with --transformer-xl ({xl[0]}), which glm_jax does not have")
+    names = [key for key in tensors if "relative" in key or key.endswith(("r_w_bias", "r_r_bias", "inv_freq"))]
+    if names:
+        raise FormatError(f"{source.path} was trained with --transformer-xl ({names[0]}), which glm_jax does not have")
     for key in ("word_embeddings.weight", "transformer.position_embeddings.weight"):
         if key not in tensors:
             near = ", ".join(list(tensors)[:3]) or "nothing"

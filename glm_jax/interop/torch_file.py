@@ -1,7 +1,7 @@
 """PyTorch's file formats (torch.save), read tensor by tensor and written, without PyTorch.
 
 Since version 1.6 a file is an uncompressed zip: `data.pkl` describes the object, `data/N` holds storage N, and every
-member has a CRC-32. Before, it was a row of pickles with the storages behind them and no checksum. Both are read, the
+member has a CRC-32. Before, it was a row of pickles with the storages after them and no checksum. Both are read, the
 zip is written.
 """
 
@@ -29,7 +29,7 @@ _LARGEST_PICKLE = 1 << 28
 
 @dataclasses.dataclass
 class _Region:
-    """Where a storage lies in the file."""
+    """Where a storage is in the file."""
 
     start: int
     size: int
@@ -101,7 +101,7 @@ def _open_zip(path):
 
 
 def _region(file, info, path, file_size):
-    """The bytes of an uncompressed member, which stand behind its local header."""
+    """The bytes of an uncompressed member, which follow its local header."""
     file.seek(info.header_offset)
     header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
@@ -137,7 +137,7 @@ def _open_legacy(file, path):
         if file.tell() > size:
             raise FormatError(f"{path} breaks off inside storage {key[:20]!r}; fetch it again")
     if file.tell() != size:
-        raise FormatError(f"{path} has {size - file.tell()} bytes behind its last tensor; fetch it again")
+        raise FormatError(f"{path} has {size - file.tell()} bytes after its last tensor; fetch it again")
 
     def locate(storage: Storage) -> _Region:
         if storage.key not in regions:
@@ -149,18 +149,18 @@ def _open_legacy(file, path):
 
 def _views(value, path):
     """Every tensor in `value`, however deep, without recursion."""
-    pending, seen = [value], set()
+    pending, visited = [value], set()
     while pending:
         item = pending.pop()
         if isinstance(item, TensorView):
             yield item
-        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
-            seen.add(id(item))
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in visited:
+            visited.add(id(item))
             pending.extend(item.values() if isinstance(item, dict) else item)
 
 
 def _with_tensors(value, path, locate, swap, depth=0):
-    """`value` with LazyTensors for tensors, in dictionaries at most four deep; the state dict lies no deeper."""
+    """`value` with LazyTensors for tensors, in dictionaries at most four deep; the state dict is no deeper."""
     if isinstance(value, TensorView):
         return _lazy(value, path, locate, swap)
     if isinstance(value, dict) and depth < 4:

@@ -148,14 +148,14 @@ def _compile(model, params, rows, width, new_tokens):
     context, read = _compiled(read)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (rows, 1)))
     begin = decoder.init_state.lower(context, ints(rows, 1), keys, ints(rows), ints(rows), max_new_tokens=new_tokens)
-    writing, _ = _compiled(begin)
-    strategy = SamplingParams()
-    values = jax.eval_shape(lambda: strategy.values(model.vocab_size))
+    state, _ = _compiled(begin)
+    sampling_params = SamplingParams()
+    values = jax.eval_shape(lambda: sampling_params.values(model.vocab_size))
     write = decoder.decode_loop.lower(
-        params, context, ints(rows, 1), writing, ints(), values, model=GLM(model), shape=strategy.shape(),
+        params, context, ints(rows, 1), state, ints(), values, model=GLM(model), shape=sampling_params.shape(),
         start=SPECIAL.start, stops=tuple(sorted({SPECIAL.end, SPECIAL.eos})), max_new_tokens=new_tokens,
     ).compile()  # fmt: skip
-    return read, write, (context.keys, context.values, writing.cache)
+    return read, write, (context.keys, context.values, state.cache)
 
 
 def _compiled(lowered):

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface, and GLM's special tokens."""
+"""Tokenizers with one small interface, and GLM's special tokens."""
 
 import importlib
 import json

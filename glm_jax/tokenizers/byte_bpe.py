@@ -31,7 +31,7 @@ class ByteBPETokenizer(ReleasedTokenizer):
 
         self._vocabulary, self._merges = vocabulary, merges
         ids = _read_vocabulary(vocabulary)
-        self._pieces = {i: piece for piece, i in ids.items()}
+        self._tokens = {i: token for token, i in ids.items()}
         super().__init__(len(ids), commands, pad_vocab_to_multiple_of)
         try:
             lines = merges.decode("utf-8").split("\n")[1:]  # the first line is a version
@@ -51,8 +51,8 @@ class ByteBPETokenizer(ReleasedTokenizer):
     def _decode_text(self, ids):
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-    def _vocabulary_piece(self, token_id):
-        return self._pieces[token_id]
+    def _vocabulary_token(self, token_id):
+        return self._tokens[token_id]
 
     def files(self) -> dict[str, bytes]:
         return {VOCAB_FILE: self._vocabulary, MERGES_FILE: self._merges}
@@ -72,9 +72,9 @@ def _read_vocabulary(vocabulary):
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"the BPE vocabulary is no JSON: {error}") from error
     if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
-        raise TokenizerError("the BPE vocabulary does not map pieces to ids")
+        raise TokenizerError("the BPE vocabulary does not map token strings to ids")
     if sorted(ids.values()) != list(range(len(ids))):
-        raise TokenizerError(f"the BPE vocabulary has {len(ids)} pieces, whose ids are not 0 to {len(ids) - 1}")
+        raise TokenizerError(f"the BPE vocabulary has {len(ids)} tokens, whose ids are not 0 to {len(ids) - 1}")
     return ids
 
 
@@ -102,10 +102,10 @@ def roberta_commands(vocabulary: bytes, *, task_mask: bool = False, block_mask: 
     if missing := {"<s>", "</s>", "<unk>", "<mask>"} - set(ids):
         raise TokenizerError(f"the BPE vocabulary has no {', '.join(sorted(missing))}: it is not RoBERTa's")
     end = ids["</s>"]
-    own = [
+    commands = [
         Command("pad", _END, end), Command("eos", _END, end), Command("sep", "[SEP]", end),
         Command("ENC", "[CLS]", ids["<s>"]), Command("MASK", "[MASK]", ids["<mask>"], True),
         Command("unk", "[UNK]", ids["<unk>"]),
     ]  # fmt: skip
     blocks = number(len(ids), [("sop", "<|startofpiece|>", False), ("eop", "<|endofpiece|>", False)])
-    return own + blocks + mask_commands(len(ids) + 2, task_mask=task_mask, block_mask=block_mask, lstrip=True)
+    return commands + blocks + mask_commands(len(ids) + 2, task_mask=task_mask, block_mask=block_mask, lstrip=True)

@@ -11,7 +11,7 @@ MODEL_FILE = "cog-pretrain.model"
 
 
 class ChineseSentencePieceTokenizer(ReleasedTokenizer):
-    """A SentencePiece model whose command tokens stand behind its pieces.
+    """A SentencePiece model whose command tokens come after its vocabulary.
 
     Args:
       model: the serialised model.
@@ -34,7 +34,7 @@ class ChineseSentencePieceTokenizer(ReleasedTokenizer):
     def _decode_text(self, ids):
         return self._processor.decode(ids)
 
-    def _vocabulary_piece(self, token_id):
+    def _vocabulary_token(self, token_id):
         return self._processor.id_to_piece(token_id)
 
     def files(self) -> dict[str, bytes]:
@@ -56,9 +56,9 @@ def chinese_commands(
     """
     size = processor(model).get_piece_size()
     start = size + 6  # the original skips one id
-    own = number(size, [("eos", "<|endoftext|>", False), ("sep", "[SEP]", False), ("ENC", "[CLS]", False),
+    block_free = number(size, [("eos", "<|endoftext|>", False), ("sep", "[SEP]", False), ("ENC", "[CLS]", False),
                         ("MASK", "[MASK]", True), ("unk", "[UNK]", False)])  # fmt: skip
-    commands = [Command("pad", "<|endoftext|>", size), *own]
+    commands = [Command("pad", "<|endoftext|>", size), *block_free]
     commands += number(start, [("sop", "<|startofpiece|>", False), ("eop", "<|endofpiece|>", False)])
     if fix_command_token:
         masks = [("sMASK", "[sMASK]", True), ("gMASK", "[gMASK]", True)] if task_mask else []
@@ -67,5 +67,5 @@ def chinese_commands(
     return commands + number(start + 1, [*masks, *_block(block_mask)])
 
 
-def _block(wanted):
-    return [("dBLOCK", "[dBLOCK]", False)] if wanted else []
+def _block(block_mask):
+    return [("dBLOCK", "[dBLOCK]", False)] if block_mask else []

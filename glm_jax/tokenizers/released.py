@@ -1,6 +1,6 @@
 """What the tokenizers of GLM's releases have in common: a vocabulary, and command tokens with the ids of each release.
 
-The original splits text at the names of its command tokens and gives what lies between to WordPiece, byte-level BPE or
+The original splits text at the names of its command tokens and gives what is between to WordPiece, byte-level BPE or
 SentencePiece (its EncodeAsIds); `encode_commands` does the same.
 """
 
@@ -32,14 +32,14 @@ class Command:
 
 
 def number(size: int, commands: Sequence[tuple[str, str, bool]]) -> list[Command]:
-    """Commands (name, text, lstrip) with the ids behind a vocabulary of `size`, in order."""
+    """Commands (name, text, lstrip) with the ids that follow a vocabulary of `size`, in order."""
     return [Command(name, text, size + i, lstrip) for i, (name, text, lstrip) in enumerate(commands)]
 
 
 def mask_commands(size: int, *, task_mask: bool, block_mask: bool, lstrip: bool) -> list[Command]:
-    """The masks that only some releases have, behind `size` tokens: --task-mask, then --block-mask-prob."""
-    wanted = [("gMASK", "[gMASK]", lstrip), ("sMASK", "[sMASK]", lstrip)] if task_mask else []
-    return number(size, [*wanted, *([("dBLOCK", "[dBLOCK]", False)] if block_mask else [])])
+    """The masks that only some releases have, after `size` tokens: --task-mask, then --block-mask-prob."""
+    masks = [("gMASK", "[gMASK]", lstrip), ("sMASK", "[sMASK]", lstrip)] if task_mask else []
+    return number(size, [*masks, *([("dBLOCK", "[dBLOCK]", False)] if block_mask else [])])
 
 
 class ReleasedTokenizer(Tokenizer):
@@ -103,7 +103,7 @@ class ReleasedTokenizer(Tokenizer):
         """The text of vocabulary ids."""
 
     @abc.abstractmethod
-    def _vocabulary_piece(self, token_id: int) -> str:
+    def _vocabulary_token(self, token_id: int) -> str:
         """The vocabulary entry of an id below the vocabulary's size."""
 
     def encode(self, text: str) -> list[int]:
@@ -116,9 +116,9 @@ class ReleasedTokenizer(Tokenizer):
         ids: list[int] = []
         done = 0
         for match in self._pattern.finditer(text):
-            command, before = self._of_text[match[0]], text[done : match.start()]
-            before = before.rstrip() if command.lstrip else before
-            ids += self._encode_text(before) if before else []
+            command, part = self._of_text[match[0]], text[done : match.start()]
+            part = part.rstrip() if command.lstrip else part
+            ids += self._encode_text(part) if part else []
             ids.append(command.id)
             done = match.end()
         return ids + (self._encode_text(text[done:]) if text[done:] else [])
@@ -147,7 +147,7 @@ class ReleasedTokenizer(Tokenizer):
         self.check_ids([token_id])
         if token_id in self._of_id:
             return self._of_id[token_id].text
-        return self._vocabulary_piece(token_id) if token_id < self.size else f"[UNUSED{token_id}]"
+        return self._vocabulary_token(token_id) if token_id < self.size else f"[UNUSED{token_id}]"
 
     def _identity(self) -> dict[str, Any]:
         commands = [dataclasses.astuple(command) for command in self.commands]
@@ -167,9 +167,9 @@ class ReleasedTokenizer(Tokenizer):
         build, arguments = self.__reduce__()
         return build(*arguments[:-2], commands, self.pad_vocab_to_multiple_of)
 
-    def piece_under(self, token_id: int) -> str | None:
-        """The vocabulary's own entry of an id, also where a command token has taken its place; None behind it."""
-        return self._vocabulary_piece(token_id) if token_id < self.size else None
+    def vocabulary_token(self, token_id: int) -> str | None:
+        """The vocabulary's own entry of an id, also where a command token has its id; None after its end."""
+        return self._vocabulary_token(token_id) if token_id < self.size else None
 
     @classmethod
     def load(cls, directory, settings: Mapping) -> "ReleasedTokenizer":

@@ -51,18 +51,16 @@ class SentencePieceTokenizer(Tokenizer):
             raise TokenizerError(f"special tokens need pairwise distinct ids below {self.num_tokens}: {self.special}")
 
     def _find_special(self) -> SpecialTokens:
-        found = {name: self._processor.piece_to_id(piece) for name, piece in SPECIAL_STRINGS.items()}
+        ids = {name: self._processor.piece_to_id(piece) for name, piece in SPECIAL_STRINGS.items()}
         missing = [
-            SPECIAL_STRINGS[name]
-            for name, i in found.items()
-            if self._processor.id_to_piece(i) != SPECIAL_STRINGS[name]
+            SPECIAL_STRINGS[name] for name, i in ids.items() if self._processor.id_to_piece(i) != SPECIAL_STRINGS[name]
         ]
         if missing:
             raise TokenizerError(
                 f"the SentencePiece model has no {', '.join(missing)}: train it with glm_jax.tokenizers, "
                 "or pass `special` with the ids to use"
             )
-        return SpecialTokens(**found)
+        return SpecialTokens(**ids)
 
     def __reduce__(self):
         return _rebuild, (self._model, self.pad_vocab_to_multiple_of, self.special)
@@ -165,13 +163,13 @@ def train(
 
     Args:
       texts: the documents, read once.
-      vocab_size: pieces to learn, the ten special ones (GLM's nine and [UNK]) and the 256 bytes included.
+      vocab_size: tokens to learn, the ten special ones (GLM's nine and [UNK]) and the 256 bytes included.
       normalization: `nmt_nfkc` folds every run of whitespace, newlines too, into one space; `identity` changes
-        nothing, so that decoding gives the text back exactly (a newline is then a piece of its own).
+        nothing, so that decoding gives the text back exactly (a newline is then a token of its own).
       byte_fallback: spell what the vocabulary lacks in bytes instead of [UNK].
       model_type: `unigram` or `bpe`.
-      character_coverage: share of the characters that get a piece of their own.
-      max_chunks: train on a uniform sample of this many pieces of about 1,000 characters; None takes everything.
+      character_coverage: share of the characters that get a token of their own.
+      max_chunks: train on a uniform sample of this many chunks of about 1,000 characters; None takes everything.
       pad_vocab_to_multiple_of: `vocab_size` of the tokenizer is padded up to a multiple of this.
 
     Raises:
@@ -192,7 +190,7 @@ def train(
     if first is None:
         raise TokenizerError("no text to train a tokenizer on: the corpus is empty")
     identity = normalization == "identity"
-    controls = [piece for name, piece in SPECIAL_STRINGS.items() if name not in ("pad", "eos")]
+    controls = [token for name, token in SPECIAL_STRINGS.items() if name not in ("pad", "eos")]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -224,14 +222,14 @@ def train(
 
 
 def _explain(message: str, vocab_size: int) -> str:
-    if most := re.search(r"value <= (\d+)", message):
-        return f"vocab_size {vocab_size} is more than this corpus supports: at most {most[1]}"
+    if limit := re.search(r"value <= (\d+)", message):
+        return f"vocab_size {vocab_size} is more than this corpus supports: at most {limit[1]}"
     if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return (
             f"vocab_size {vocab_size} has no room for the special tokens, the bytes and the characters of this corpus: "
             f"at least {least[1]}, or a smaller character_coverage"
         )
-    return f"SentencePiece could not train a vocabulary of {vocab_size} pieces: {message}"
+    return f"SentencePiece could not train a vocabulary of {vocab_size} tokens: {message}"
 
 
 def _chunks(text: str) -> Iterator[str]:
@@ -251,13 +249,13 @@ def _chunks(text: str) -> Iterator[str]:
 
 def _sample(chunks: Iterator[str], count: int) -> list[str]:
     """A uniform sample of `count` chunks in one pass (Vitter's algorithm R), the same in every run."""
-    rng, kept = random.Random(0), []
-    for seen, chunk in enumerate(chunks):
-        if seen < count:
-            kept.append(chunk)
-        elif (slot := rng.randrange(seen + 1)) < count:
-            kept[slot] = chunk
-    return kept
+    rng, sample = random.Random(0), []
+    for index, chunk in enumerate(chunks):
+        if index < count:
+            sample.append(chunk)
+        elif (slot := rng.randrange(index + 1)) < count:
+            sample[slot] = chunk
+    return sample
 
 
 def _chain(first, rest):

@@ -11,7 +11,7 @@ VOCAB_FILE = "vocab.txt"
 
 
 class WordPieceTokenizer(ReleasedTokenizer):
-    """Greedy longest-match pieces of lower-cased words without accents.
+    """Greedy longest-match parts of lower-cased words without accents.
 
     Args:
       vocabulary: the content of BERT's vocab.txt.
@@ -24,9 +24,9 @@ class WordPieceTokenizer(ReleasedTokenizer):
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
         self._vocabulary = vocabulary
-        self._pieces = _pieces(vocabulary)
-        super().__init__(len(self._pieces), commands, pad_vocab_to_multiple_of)
-        ids = {piece: i for i, piece in enumerate(self._pieces)}
+        self._tokens = _read_vocabulary(vocabulary)
+        super().__init__(len(self._tokens), commands, pad_vocab_to_multiple_of)
+        ids = {token: i for i, token in enumerate(self._tokens)}
         model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100, continuing_subword_prefix="##")
         self._tokenizer = Tokenizer(model)
         self._tokenizer.normalizer = normalizers.BertNormalizer(
@@ -41,13 +41,13 @@ class WordPieceTokenizer(ReleasedTokenizer):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _decode_text(self, ids):
-        return " ".join(self._pieces[i] for i in ids)
+        return " ".join(self._tokens[i] for i in ids)
 
     def _join(self, parts):
         return " ".join(parts).replace(" ##", "")
 
-    def _vocabulary_piece(self, token_id):
-        return self._pieces[token_id]
+    def _vocabulary_token(self, token_id):
+        return self._tokens[token_id]
 
     def files(self) -> dict[str, bytes]:
         return {VOCAB_FILE: self._vocabulary}
@@ -59,23 +59,23 @@ class WordPieceTokenizer(ReleasedTokenizer):
         return cls((epath.Path(directory) / VOCAB_FILE).read_bytes(), commands, pad_vocab_to_multiple_of)
 
 
-def _pieces(vocabulary):
+def _read_vocabulary(vocabulary):
     try:
-        pieces = [line.strip() for line in vocabulary.decode("utf-8").splitlines()]
+        tokens = [line.strip() for line in vocabulary.decode("utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise TokenizerError(f"the WordPiece vocabulary is not UTF-8: {error}") from error
-    for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
-        if piece not in pieces:
-            raise TokenizerError(f"the WordPiece vocabulary has no {piece}: it is not BERT's")
-    if len(set(pieces)) != len(pieces):
-        twice = next(piece for i, piece in enumerate(pieces) if piece in pieces[:i])
+    for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
+        if token not in tokens:
+            raise TokenizerError(f"the WordPiece vocabulary has no {token}: it is not BERT's")
+    if len(set(tokens)) != len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if token in tokens[:i])
         raise TokenizerError(f"the WordPiece vocabulary has {twice!r} twice")
-    return pieces
+    return tokens
 
 
 def bert_commands(vocabulary: bytes, *, task_mask: bool = False, block_mask: bool = False) -> list[Command]:
     """The command tokens of the models with BERT's vocabulary. The released ones have no task masks."""
-    of = {piece: i for i, piece in enumerate(_pieces(vocabulary))}
+    of = {token: i for i, token in enumerate(_read_vocabulary(vocabulary))}
     size = len(of)
     names = (
         ("pad", "[PAD]"),
@@ -87,4 +87,4 @@ def bert_commands(vocabulary: bytes, *, task_mask: bool = False, block_mask: boo
     )
     blocks = number(size, [("sop", "<|startofpiece|>", False), ("eop", "<|endofpiece|>", False)])
     masks = mask_commands(size + 2, task_mask=task_mask, block_mask=block_mask, lstrip=False)
-    return [*(Command(name, piece, of[piece]) for name, piece in names), *blocks, *masks]
+    return [*(Command(name, token, of[token]) for name, token in names), *blocks, *masks]

@@ -10,6 +10,7 @@ import pytest
 import glm_jax
 from glm_jax import tokenizers
 from glm_jax.decoding import DecodingError, PromptError, batch_inference, steps
+from glm_jax.decoding.options import check_count
 from glm_jax.decoding.prompts import encode_prompt
 from glm_jax.distributed.sharding import unbox
 from glm_jax.interop import FormatError, Pretrained
@@ -132,11 +133,23 @@ def test_streamed_chunks_make_up_the_answers(model):
         ("ba [MASK]", {"forbidden": ["ba de fi go ku la mo"]}, DecodingError, "only single tokens"),
         ("ba [MASK]", {"forbidden": [10**6]}, DecodingError, "outside the vocabulary"),
         ("ba [MASK]", {"tempreature": 1.0}, TypeError, "tempreature"),
+        ("ba [MASK]", {"num_beams": 0}, DecodingError, "num_beams is 0, but must be a whole number of at least 1"),
+        ("ba [MASK]", {"min_new_tokens": -1}, DecodingError, "min_new_tokens is -1, but must be a whole number"),
+        ("ba [MASK]", {"temperature": -0.5}, DecodingError, "temperature is -0.5, but must be at least 0"),
+        ("ba [MASK]", {"num_answers": 0}, DecodingError, "num_answers is 0, but must be a whole number"),
+        ("ba [MASK]", {"batch_size": -3}, DecodingError, "batch_size is -3, but must be a whole number"),
+        ("ba [MASK]", {"max_new_tokens": -2}, PromptError, "max_new_tokens is -2, but must be a whole number"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(model, prompt, options, error, says):
     with pytest.raises(error, match=says):
         glm_jax.fill(model, [prompt], **options)
+
+
+@pytest.mark.parametrize("value", [2.5, "3", True, None, -1])
+def test_counts_are_whole_numbers(value):
+    with pytest.raises(DecodingError, match=f"top_k is {value!r}, but must be a whole number of at least 0"):
+        check_count("top_k", value, 0)
 
 
 def test_an_unknown_mask_is_named(model):

@@ -103,15 +103,17 @@ def test_answers_are_the_greedy_ones(decoder, order, begun):
 def test_an_answer_does_not_depend_on_its_batch(decoder):
     """Neighbours, place, and rows that end early: bitwise. Another batch size: the same tokens, scores to 1e-5."""
     chosen, k = prompts(5, seed=1, blanks=2), keys(5)
-    strategy = SamplingParams(temperature=0.8, top_k=20, top_p=0.9)
+    sampling_params = SamplingParams(temperature=0.8, top_k=20, top_p=0.9)
     options = {"max_new_tokens": 5, "num_answers": 2}
-    together = decoder.complete(chosen, strategy, keys=k, batch_size=8, **options)
-    turned = decoder.complete(chosen[::-1], strategy, keys=k[::-1], batch_size=8, **options)[::-1]
-    assert together == turned
-    others = decoder.complete([chosen[0], *prompts(4, seed=9, blanks=2)], strategy, keys=k, batch_size=8, **options)
+    together = decoder.complete(chosen, sampling_params, keys=k, batch_size=8, **options)
+    backwards = decoder.complete(chosen[::-1], sampling_params, keys=k[::-1], batch_size=8, **options)[::-1]
+    assert together == backwards
+    others = decoder.complete(
+        [chosen[0], *prompts(4, seed=9, blanks=2)], sampling_params, keys=k, batch_size=8, **options
+    )
     assert others[0] == together[0]
     for i, prompt in enumerate(chosen):
-        (alone,) = decoder.complete([prompt], strategy, keys=k[i : i + 1], **options)
+        (alone,) = decoder.complete([prompt], sampling_params, keys=k[i : i + 1], **options)
         for a, b in zip(alone, together[i], strict=True):
             assert a.tokens == b.tokens
             np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
@@ -138,10 +140,10 @@ def test_padding_does_not_change_an_answer():
 
 def test_the_stream_is_what_is_written_at_once(decoder):
     (prompt,) = prompts(1, seed=3, lengths=(12, 13), blanks=2)
-    strategy = SamplingParams(temperature=1.0)
-    ((whole,),) = decoder.complete([prompt], strategy, max_new_tokens=6, keys=keys(1))
+    sampling_params = SamplingParams(temperature=1.0)
+    ((whole,),) = decoder.complete([prompt], sampling_params, max_new_tokens=6, keys=keys(1))
     streamed, scores = [[], []], [0.0, 0.0]
-    for blank, token, score in decoder.stream(prompt, strategy, max_new_tokens=6, key=keys(1)[0]):
+    for blank, token, score in decoder.stream(prompt, sampling_params, max_new_tokens=6, key=keys(1)[0]):
         scores[blank] += score
         if token is not None:
             streamed[blank].append(token)
@@ -197,7 +199,7 @@ def test_one_beam_is_greedy(decoder):
     chosen = prompts(6, seed=5)
     prepared = decoder.params
     greedy = decoder.complete(chosen, SamplingParams(), max_new_tokens=6, keys=keys(6), batch_size=8)
-    context = decoder._encode(chosen, [[]] * 6)
+    context = decoder.prefill(chosen, [[]] * 6)
     columns = np.zeros(8, np.int32)
     columns[:6] = [p.blanks[0] for p in chosen]
     found = decoder_lib.search(

@@ -67,13 +67,13 @@ def hypotheses(case, name):
     p = prepared("H" if name.startswith("H_") else "G")
     context = decoder.encode(p, tokens, positions[:, 0, :-1], positions[:, 1, :-1], lengths, lengths, model=GLM(CONFIG))
     beams = options["num_beams"]
-    strategy = SamplingParams(
+    sampling_params = SamplingParams(
         num_beams=beams, min_new_tokens=options["min_tgt_length"], no_repeat_ngram=options["no_repeat_ngram_size"],
         length_penalty=options["length_penalty"] if beams > 1 else 0.0, top_k=options["top_k"],
     )  # fmt: skip
-    values = strategy.values(CONFIG.vocab_size).replace(length_penalty=jnp.float32(options["length_penalty"]))
+    values = sampling_params.values(CONFIG.vocab_size).replace(length_penalty=jnp.float32(options["length_penalty"]))
     found = decoder.search(
-        p, context, positions[:, 0, -1], values, model=GLM(CONFIG), shape=strategy.shape(), num_beams=beams,
+        p, context, positions[:, 0, -1], values, model=GLM(CONFIG), shape=sampling_params.shape(), num_beams=beams,
         max_new_tokens=options["tgt_seq_length"], start=SPECIAL.start, stops=(SPECIAL.end,),
         count_positions=not options["no_block_position"],
     )  # fmt: skip
@@ -108,20 +108,20 @@ def test_beam_search(fidelity):
         fidelity.compared(name, "as the model of those searches")
 
 
-def written(name, tokens, lengths, masks, strategy, max_new_tokens, limit, feed_truncated_token):
+def written(name, tokens, lengths, masks, sampling_params, max_new_tokens, limit, feed_truncated_token):
     """Tokens chosen for each blank of each row."""
     p, rows = prepared(name), len(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     context = decoder.encode(p, tokens, positions, np.zeros_like(tokens), lengths, lengths, model=GLM(CONFIG))
     keys = jax.random.split(jax.random.key(0), (rows, 1))
     first = np.full(rows, SPECIAL.start, np.int32)
-    writing = decoder.init_state(context, masks, keys, first, np.zeros(rows, np.int32), max_new_tokens=max_new_tokens)
-    writing = decoder.decode_loop(
-        p, context, masks, writing, jnp.int32(limit), strategy.values(CONFIG.vocab_size), model=GLM(CONFIG),
-        shape=strategy.shape(), start=SPECIAL.start, stops=(SPECIAL.eos, SPECIAL.end),
+    state = decoder.init_state(context, masks, keys, first, np.zeros(rows, np.int32), max_new_tokens=max_new_tokens)
+    state = decoder.decode_loop(
+        p, context, masks, state, jnp.int32(limit), sampling_params.values(CONFIG.vocab_size), model=GLM(CONFIG),
+        shape=sampling_params.shape(), start=SPECIAL.start, stops=(SPECIAL.eos, SPECIAL.end),
         max_new_tokens=max_new_tokens, feed_truncated_token=feed_truncated_token,
     )  # fmt: skip
-    chosen, blanks = jax.device_get((writing.tokens[:, 0], writing.blanks[:, 0]))
+    chosen, blanks = jax.device_get((state.tokens[:, 0], state.blanks[:, 0]))
     stops = (SPECIAL.eos, SPECIAL.end)
     return [
         [[int(t) for t, b in zip(c, row, strict=True) if b == blank and t not in stops] for blank in range(len(m))]
@@ -133,13 +133,13 @@ def test_sample_sequence(fidelity):
     """Several blanks from left to right, by sampling among the top 1; the original never feeds a cut answer's end."""
     data = golden("sample_sequence.json")
     options = data["args"]
-    strategy = SamplingParams(temperature=options["temperature"], top_k=options["top_k"])
+    sampling_params = SamplingParams(temperature=options["temperature"], top_k=options["top_k"])
     for case in data["cases"].values():
         tokens = np.array([case["context"]], np.int32)
         masks = np.array([case["mask_positions"]], np.int32)
         length = np.array([tokens.shape[1]], np.int32)
         answers = written(
-            "H", tokens, length, masks, strategy, options["out_seq_length"], 1000, feed_truncated_token=False
+            "H", tokens, length, masks, sampling_params, options["out_seq_length"], 1000, feed_truncated_token=False
         )[0]
         assert case["context"] + [t for a in answers for t in (SPECIAL.start, *a)] == case["out"]
     fidelity.compared("sample_sequence.json", "tokens of several blanks")
@@ -149,7 +149,7 @@ def test_blank_filling(fidelity):
     """Greedy filling with blocked n-grams and one limit for all blanks of a row."""
     data = golden("blank_filling.json")
     limit = data["tgt_seq_length"]
-    strategy = SamplingParams(no_repeat_ngram=data["no_repeat_ngram_size"])
+    sampling_params = SamplingParams(no_repeat_ngram=data["no_repeat_ngram_size"])
     for case in data["cases"].values():
         tokens = np.array(case["tokens"], np.int32)[:, :-1]
         masks = [[i for i, t in enumerate(row) if t == SPECIAL.mask] for row in tokens.tolist()]
@@ -157,7 +157,7 @@ def test_blank_filling(fidelity):
         for row, at in enumerate(masks):
             columns[row, : len(at)] = at
         lengths = np.full(len(tokens), case["sep"], np.int32)
-        answers = written("H", tokens, lengths, columns, strategy, limit, limit, feed_truncated_token=False)
+        answers = written("H", tokens, lengths, columns, sampling_params, limit, limit, feed_truncated_token=False)
         for row, (prompt, filled) in enumerate(zip(tokens.tolist(), answers, strict=True)):
             remaining, whole = iter(filled), []
             for token in prompt:

@@ -101,10 +101,10 @@ def test_legacy_switch(tmp_path):
 def test_names_of_ids():
     tokenizer = build("chinese, block, task_mask")
     assert tokenizer.id_to_token(50007) == "[gMASK]"
-    assert tokenizer.piece_under(50007) is None
+    assert tokenizer.vocabulary_token(50007) is None
     assert tokenizer.id_to_token(50047) == "[UNUSED50047]"
     roberta = build("roberta, block")
-    assert (roberta.id_to_token(50264), roberta.piece_under(50264)) == ("[MASK]", "<mask>")
+    assert (roberta.id_to_token(50264), roberta.vocabulary_token(50264)) == ("[MASK]", "<mask>")
     for bad in (-1, 50048):
         with pytest.raises(TokenizerError, match=str(bad)):
             tokenizer.decode([bad])
