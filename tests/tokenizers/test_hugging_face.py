@@ -134,7 +134,7 @@ def test_a_fast_tokenizer_of_transformers_is_unwrapped_and_its_truncation_droppe
         ({"mask": "[MAKS]"}, r"special token mask: the vocabulary has no '\[MAKS\]'; nearest: \[MASK\]"),
         ({"mask": 10**6}, "special token mask: the vocabulary has no id 1000000"),
         ({"mask": -1}, "has no id -1"),
-        ({"mask": 1.5}, "special token mask is 1.5: give a token string or an id"),
+        ({"mask": True}, "special token mask is True: give a token string or an id"),
         ({"start": "</s>", "end": "</s>"}, "mask, start, end, eos need different ids"),
         (SpecialTokens(*[3] * 9), "need different ids"),
     ],
