@@ -69,7 +69,7 @@ def search(
     def step(search: _Search) -> _Search:
         block_position = jnp.full_like(position, 1) + (search.step if count_positions else 0)
         logits, cache = steps.forward(
-            params, context, search.cache, search.step, search.token, position, block_position, config=config
+            params, context, search.cache, search.step, search.token, position, block_position, model=model
         )
         scores, beam, token = _candidates(logits, search, shape, values, stops)
         ends = jnp.isin(token, np.array(stops, np.int32))
