@@ -11,7 +11,7 @@ import numpy as np
 from glm_jax.evaluation.results import Options, Result, result_of
 from glm_jax.model.classifier_head import classifier_logits
 from glm_jax.model.transformer import GLM
-from glm_jax.tasks.batch import collate
+from glm_jax.tasks.batch import batches_by_length
 from glm_jax.tasks.encoding import Encoded, encode_example
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, error_context, read
@@ -55,14 +55,9 @@ def evaluate_classifier(
     examples = read(task.source, options.split, options.limit)
     encoder = task.encoder(tokenizer, model.config.num_positions)
     encoded = [encode_for_classifier(task, example, encoder) for example in options.share.of(examples)]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     scores: list[Sequence[float]] = [()] * len(encoded)
-    for start in range(0, len(order), options.batch_size):
-        rows = order[start : start + options.batch_size]
-        filled = [*rows, *[rows[-1]] * (options.batch_size - len(rows))]
-        length = -(-max(len(encoded[i]) for i in rows) // 64) * 64
-        batch = collate([encoded[i] for i in filled], pad=tokenizer.special.pad, length=length)
-        for i, values in zip(rows, np.asarray(_scores(params, batch, model=model)), strict=False):
+    for numbers, batch in batches_by_length(encoded, options.batch_size, pad=tokenizer.special.pad):
+        for i, values in zip(numbers, np.asarray(_scores(params, batch, model=model)), strict=False):
             scores[i] = values.tolist()
     scores = options.share.join(scores)
     return result_of(task, examples, [(s, [False] * len(s)) for s in scores], options, name)

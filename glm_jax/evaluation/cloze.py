@@ -6,7 +6,7 @@ of its tokens' log-probabilities. Verbalizers of one token are scored together b
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,13 +18,11 @@ from glm_jax.evaluation.results import Options, Result, result_of
 from glm_jax.model.losses import token_losses
 from glm_jax.model.soft_prompt import soft_prompt_embeddings
 from glm_jax.model.transformer import GLM
-from glm_jax.tasks.batch import TaskBatch, collate
+from glm_jax.tasks.batch import TaskBatch, batches_by_length
 from glm_jax.tasks.encoding import Encoded
 from glm_jax.tasks.examples import error_context, read
 from glm_jax.tasks.task import Task
 from glm_jax.tokenizers.base import Tokenizer
-
-_LENGTH_MULTIPLE = 64  # row lengths are rounded up to this, so that few shapes are compiled
 
 
 def evaluate_cloze(
@@ -80,16 +78,17 @@ def candidate_logprobs(
     """
     counts = [1 + max(number for row in rows for number in row.candidates) for rows in examples]
     values, greedy = [np.zeros(count, np.float32) for count in counts], [np.zeros(count, bool) for count in counts]
-    rows = [(owner, row) for owner, rows in enumerate(examples) for row in rows]
-    for chunk in _batches(rows, batch_size):
-        batch = _fixed_size([row for _, row in chunk], pad, batch_size)
+    rows = [row for rows in examples for row in rows]
+    owners = [owner for owner, rows in enumerate(examples) for _ in rows]
+    for numbers, batch in batches_by_length(rows, batch_size, pad=pad, segments=True):
         scores, is_greedy = map(
             np.asarray,
             _score(params, batch, prompt, model=model, length_penalty=length_penalty, normalize=normalize),
         )
-        for i, (owner, row) in enumerate(chunk):
-            values[owner][list(row.candidates)] = scores[i, : len(row.candidates)]
-            greedy[owner][list(row.candidates)] = is_greedy[i, : len(row.candidates)]
+        for i, number in enumerate(numbers):
+            owner, candidates = owners[number], list(rows[number].candidates)
+            values[owner][candidates] = scores[i, : len(candidates)]
+            greedy[owner][candidates] = is_greedy[i, : len(candidates)]
     return [Scores(*pair) for pair in zip(values, greedy, strict=True)]
 
 
@@ -97,29 +96,6 @@ def candidate_logprobs(
 def _score(params, batch, prompt, *, model, length_penalty, normalize):
     logits = forward(model, params, batch, prompt)
     return candidate_scores(logits, batch, length_penalty=length_penalty, normalize=normalize)
-
-
-def _batches(rows, batch_size) -> Iterator[list]:
-    """Rows of similar length together, so that there is little padding."""
-    rows = sorted(rows, key=lambda item: len(item[1]))
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
-
-
-def _fixed_size(rows, pad, batch_size):
-    """A batch of `batch_size` rows, with the last row repeated and all sizes rounded up."""
-
-    def up(number, multiple):
-        return -(-number // multiple) * multiple
-
-    return collate(
-        [*rows, *[rows[-1]] * (batch_size - len(rows))],
-        pad=pad,
-        length=up(max(map(len, rows)), _LENGTH_MULTIPLE),
-        num_targets=up(max(len(row.target_ids) for row in rows), 8),
-        num_candidates=up(max(len(row.candidates) for row in rows), 8),
-        segments=True,
-    )
 
 
 def forward(

@@ -16,7 +16,7 @@ from glm_jax.evaluation.results import Options, Result, prediction_row
 from glm_jax.model.losses import token_losses
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks import metrics
-from glm_jax.tasks.batch import collate
+from glm_jax.tasks.batch import batches_by_length
 from glm_jax.tasks.encoding import Encoded, encode_candidates, encode_example
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, Source, error_context, json_lines, open_text, read
@@ -24,8 +24,6 @@ from glm_jax.tasks.task import Prediction
 from glm_jax.tasks.text_cleaning import detokenize_wikitext
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.special import SpecialTokens
-
-_LENGTH_MULTIPLE = 64  # sizes are rounded up to this, so that few shapes are compiled
 
 
 def windows(
@@ -153,18 +151,11 @@ def _losses(params, batch, *, model):
 
 def row_losses(model: GLM, params: Any, rows: Sequence[Encoded], *, pad: int, batch_size: int = 8) -> list[RowLoss]:
     """The loss of every row, in their order. Batch size and padding change only the last bits."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     result: dict[int, RowLoss] = {}
-    for start in range(0, len(rows), batch_size):
-        chosen = order[start : start + batch_size]
-        padded = [rows[i] for i in chosen] + [rows[chosen[-1]]] * (batch_size - len(chosen))
-        length = -(-max(map(len, padded)) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-        counts = [len(row.target_ids) for row in padded]
-        targets = -(-max(counts) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE if max(counts) > 8 else 8
-        batch = collate(padded, pad=pad, length=length, num_targets=targets)
+    for numbers, batch in batches_by_length(rows, batch_size, pad=pad, target_multiple=64):
         losses, greedy = map(np.asarray, _losses(params, batch, model=model))
-        for i, number in enumerate(chosen):
-            result[number] = RowLoss(float(losses[i]), counts[i], bool(greedy[i]))
+        for i, number in enumerate(numbers):
+            result[number] = RowLoss(float(losses[i]), len(rows[number].target_ids), bool(greedy[i]))
     return [result[i] for i in range(len(rows))]
 
 

@@ -1,1 +1,1 @@
-"""Every NLP task as filling blanks (paper, sections 2.3 and 3): examples, a prompt, and a score."""
+"""Every NLP task as filling blanks (paper, sections 2.3 and 3): examples, a template and a metric."""

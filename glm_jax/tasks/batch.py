@@ -1,6 +1,6 @@
 """From encoded rows to arrays: the model's `Batch`, and which candidate each target belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax.struct
 import numpy as np
@@ -87,3 +87,39 @@ def collate(
         labels=np.array([row.label for row in rows], np.int32),
         prompt_columns=prompt if prompt.size else None,
     )
+
+
+def batches_by_length(
+    rows: Sequence[Encoded], batch_size: int, *, pad: int, target_multiple: int = 8, segments: bool = False
+) -> Iterator[tuple[list[int], TaskBatch]]:
+    """Batches of rows of similar length, for evaluation.
+
+    Every batch has `batch_size` rows, the last of which are repetitions where rows run out. T is rounded up to a
+    multiple of 64, C to one of 8, K to 8 or a multiple of `target_multiple`, so that few shapes are compiled.
+
+    Args:
+      pad, segments: see `collate`.
+
+    Yields:
+      The numbers, in `rows`, of the batch's rows without repetitions, and the batch.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        chosen = [rows[i] for i in numbers]
+        num_targets = max(len(row.target_ids) for row in chosen)
+        yield (
+            numbers,
+            collate(
+                [*chosen, *[chosen[-1]] * (batch_size - len(chosen))],
+                pad=pad,
+                length=_round_up(max(map(len, chosen)), 64),
+                num_targets=_round_up(num_targets, target_multiple if num_targets > 8 else 8),
+                num_candidates=_round_up(max(len(row.candidates) for row in chosen), 8),
+                segments=segments,
+            ),
+        )
+
+
+def _round_up(number, multiple):
+    return max(1, -(-number // multiple)) * multiple

@@ -2,4 +2,4 @@
 
 
 class TaskError(ValueError):
-    """A task, an example, a prompt or a result that cannot be used; the message says what, why, and the way out."""
+    """A task, an example, a template or a result that cannot be used; the message says what, why, and the way out."""

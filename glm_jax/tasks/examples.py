@@ -21,7 +21,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One example: a name that is unique in its split, its fields, and its label; None where it has none."""
+    """One example: an id that is unique in its split, its fields, and its label; None if it has no label."""
 
     id: str
     fields: Mapping[str, Any]
@@ -56,9 +56,15 @@ def read(source: Source, split: str, limit: int | None = None) -> list[Example]:
 
 
 def jsonl(path: str, *, label: str | None = "label", fields: Mapping[str, str] | None = None) -> Source:
-    """JSON lines. `{split}` in the path is replaced; `fields` renames: {name in the prompt: name in the file}.
+    """A source of JSON lines.
 
-    Raises TaskError for a missing file and, by its number, for a line that is no JSON object or lacks a field.
+    Args:
+      path: of a file; `{split}` in it is replaced.
+      label: the field of the label; None: there are no labels.
+      fields: renames fields: {name in the template: name in the file}.
+
+    The source raises TaskError for a missing file and, with its number, for a line that is not a JSON object or lacks a
+    field.
     """
 
     def source(split):
@@ -76,10 +82,10 @@ def table(
     label: str | None = "label",
     fields: Mapping[str, str] | None = None,
 ) -> Source:
-    """Rows of a .csv or .tsv file, whose first line names its columns unless `columns` does.
+    """A source of the rows of a .csv or .tsv file, whose first line names its columns unless `columns` does.
 
-    A .tsv has no quoting: quotation marks are text, as in GLUE. Raises TaskError as `jsonl`, and for rows with more or
-    fewer cells than columns.
+    A .tsv has no quoting: quotation marks are text, as in GLUE. The source raises TaskError as that of `jsonl`, and for
+    rows with more or fewer cells than columns.
     """
 
     def source(split):
@@ -106,9 +112,9 @@ def table(
 
 
 def parallel(folder: str) -> Source:
-    """{split}.source and {split}.target, a text a line: fields `source` and `target`. Also val for validation.
+    """A source of pairs: one text a line in {split}.source and {split}.target (or val), fields `source` and `target`.
 
-    Raises TaskError where the two files have different numbers of lines.
+    The source raises TaskError for files with different numbers of lines.
     """
 
     def source(split):
@@ -126,7 +132,7 @@ def parallel(folder: str) -> Source:
 def tfds(
     name: str, data_dir: str = "data", *, label: str | None = "label", fields: Mapping[str, str] | None = None
 ) -> Source:
-    """A TFDS dataset that lies prepared in data_dir/tfds. Raises DataError, which says how to prepare it."""
+    """A source of a TFDS dataset prepared in data_dir/tfds. It raises DataError, which says how to prepare it."""
 
     def source(split):
         from glm_jax.data.corpora import open_tfds_builder  # loads TFDS

@@ -1,6 +1,6 @@
-"""Scores of predictions: accuracy, F1, exact match, and the groupings of SuperGLUE; ROUGE and BLEU.
+"""Metrics: accuracy, F1, exact match, and those of SuperGLUE's tasks; ROUGE and BLEU.
 
-A score is a function from predictions to named numbers, in per cent, the main one first. Definitions: SuperGLUE (Wang
+A metric is a function from predictions to named numbers, in per cent, the main one first. Definitions: SuperGLUE (Wang
 et al. 2019, section 3) and the original's tasks/superglue/evaluate.py and tasks/seq2seq/evaluate.py.
 """
 
@@ -17,17 +17,17 @@ from glm_jax.tasks.errors import TaskError
 
 
 class NoLabels(TaskError):
-    """There is nothing to score: a split whose labels are kept secret."""
+    """A split without labels, for which a metric has no value."""
 
     def __init__(self):
         super().__init__("no example has a label: there is nothing to score")
 
 
-_MOST_REPEATED, _SHORT_SENTENCE = 0.7, 4  # of `fix_summary`
+_MAX_REPEATED, _SHORT_SENTENCE = 0.7, 4  # of `fix_summary`
 
 
 def accuracy(predictions: Sequence[Any]) -> dict[str, float]:
-    """Share of examples whose best candidate is the right one."""
+    """Share of examples whose highest-scoring candidate is the right one."""
     return {"accuracy": 100 * _mean(p.choice == p.label for p in _labelled(predictions))}
 
 
@@ -44,7 +44,7 @@ def cb(predictions: Sequence[Any]) -> dict[str, float]:
 
 
 def multirc(predictions: Sequence[Any]) -> dict[str, float]:
-    """MultiRC: F1 over all answers, and the share of questions all of whose answers are judged rightly."""
+    """MultiRC: F1 over all answers, and the share of questions whose answers are all predicted correctly."""
     known = _labelled(predictions)
     choices, labels = [p.choice for p in known], [p.label for p in known]
     groups = [p.example.fields["question_id"] for p in known]
@@ -53,30 +53,30 @@ def multirc(predictions: Sequence[Any]) -> dict[str, float]:
 
 
 def record(predictions: Sequence[Any]) -> dict[str, float]:
-    """ReCoRD: best F1 of words, and exact match, against any right answer of the query."""
+    """ReCoRD: F1 of words, and exact match, each the best over the query's right answers."""
     if not any(p.example.fields["answers"] for p in predictions):
         raise NoLabels
-    picked = [(p.example.fields["candidates"][p.choice], p.example.fields["answers"]) for p in predictions]
-    return record_scores(picked)
+    predicted = [(p.example.fields["candidates"][p.choice], p.example.fields["answers"]) for p in predictions]
+    return record_scores(predicted)
 
 
 def wsc(predictions: Sequence[Any]) -> dict[str, float]:
-    """WSC: the pronoun means the span where the span beats all candidates.
+    """WSC: the prediction is true if the span scores higher than all other candidates.
 
-    Without candidates: where greedy decoding writes the span (the original's evaluation of its generative variant).
+    Without other candidates: if greedy decoding writes the span (the original's evaluation of its generative variant).
     """
     known = [p for p in predictions if p.example.fields.get("label") is not None]
     if not known:
         raise NoLabels
-    said = [p.choice == 0 if len(p.texts) > 1 else p.greedy[0] for p in known]
-    return {"accuracy": 100 * _mean(s == p.example.fields["label"] for s, p in zip(said, known, strict=True))}
+    predicted = [p.choice == 0 if len(p.texts) > 1 else p.greedy[0] for p in known]
+    return {"accuracy": 100 * _mean(c == p.example.fields["label"] for c, p in zip(predicted, known, strict=True))}
 
 
 METRICS = {"accuracy": accuracy, "f1": f1, "cb": cb, "multirc": multirc, "record": record, "wsc": wsc}
 
 
 def binary_f1(predicted: Sequence[int], labels: Sequence[int], positive: int = 1) -> float:
-    """F1 of one class, a fraction; 0 where it is neither predicted rightly nor at all."""
+    """F1 of one class, a fraction; 0 if the class is never predicted or never right."""
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     right = np.sum((predicted == positive) & (labels == positive))
     total = np.sum(predicted == positive) + np.sum(labels == positive)
@@ -89,22 +89,22 @@ def macro_f1(predicted: Sequence[int], labels: Sequence[int]) -> float:
 
 
 def grouped_exact_match(predicted: Sequence[int], labels: Sequence[int], groups: Sequence[Any]) -> float:
-    """Share of groups without a wrong prediction."""
+    """The share of groups without a wrong prediction, a fraction."""
     right = collections.defaultdict(lambda: True)
     for p, label, group in zip(predicted, labels, groups, strict=True):
         right[group] &= p == label
     return _mean(right.values())
 
 
-def record_scores(picked: Sequence[tuple[str, Sequence[str]]]) -> dict[str, float]:
-    """From (picked text, right answers) of each query. A query without answers counts nothing right."""
-    f1s = [max((word_f1(text, answer) for answer in answers), default=0.0) for text, answers in picked]
-    exact = [max((exact_match(text, answer) for answer in answers), default=0.0) for text, answers in picked]
+def record_scores(predicted: Sequence[tuple[str, Sequence[str]]]) -> dict[str, float]:
+    """F1 and exact match from (predicted text, right answers) of each query. Both are 0 for a query without answers."""
+    f1s = [max((word_f1(text, answer) for answer in answers), default=0.0) for text, answers in predicted]
+    exact = [max((exact_match(text, answer) for answer in answers), default=0.0) for text, answers in predicted]
     return {"f1": 100 * _mean(f1s), "em": 100 * _mean(exact)}
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normal form: lower case ASCII without punctuation, articles and superfluous spaces."""
+    """SQuAD's normal form: lower case without accents, punctuation, articles and repeated spaces."""
     text = unicodedata.normalize("NFKD", text)
     text = "".join(c for c in text if not unicodedata.combining(c)).lower()
     text = "".join(c for c in text if c not in string.punctuation)
@@ -112,7 +112,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(predicted: str, answer: str) -> float:
-    """1 where both have the same normal form."""
+    """1 if both have the same normal form, else 0."""
     return float(normalize_answer(predicted) == normalize_answer(answer))
 
 
@@ -124,7 +124,7 @@ def word_f1(predicted: str, answer: str) -> float:
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> dict[str, float]:
-    """Corpus BLEU of sacrebleu, 0 to 100; `tokenize="none"` for texts whose tokens are split by spaces already."""
+    """Corpus BLEU of sacrebleu, 0 to 100; `tokenize="none"` for texts whose tokens are already separated by spaces."""
     _same_length(hypotheses, references)
     import sacrebleu
 
@@ -134,31 +134,31 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "
 def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L over summaries, 0 to 100, with stemming (rouge-score).
 
-    Sentences stand on lines of their own; ROUGE-L is of the whole summary (rougeLsum).
+    Each sentence is a line; ROUGE-L is that of the whole summary (rougeLsum).
     """
     _same_length(hypotheses, references)
     from rouge_score import rouge_scorer
 
     names = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeLsum"}
     scorer = rouge_scorer.RougeScorer(list(names.values()), use_stemmer=True)
-    found = [scorer.score(reference, text) for text, reference in zip(hypotheses, references, strict=True)]
-    return {name: 100 * _mean(scores[key].fmeasure for scores in found) for name, key in names.items()}
+    scores = [scorer.score(reference, text) for text, reference in zip(hypotheses, references, strict=True)]
+    return {name: 100 * _mean(score[key].fmeasure for score in scores) for name, key in names.items()}
 
 
 def fix_summary(text: str) -> str:
-    """A generated summary, sentences split by [SEP], as lines without short and repeating sentences.
+    """A generated summary, whose sentences are separated by [SEP], as lines without short and repetitive sentences.
 
-    The original drops sentences of at most 4 words, and those of which more than 70 % of the words came before.
+    Drops, as the original, sentences of at most 4 words, and those of which more than 70 % of the words came before.
     """
-    kept, seen = [], set()
+    kept, previous = [], set()
     for sentence in text.strip().split("[SEP]"):
         words = sentence.split()
         if len(words) <= _SHORT_SENTENCE:
             continue
-        if sum(word in seen for word in words) / len(words) > _MOST_REPEATED:
+        if sum(word in previous for word in words) / len(words) > _MAX_REPEATED:
             continue
         kept.append(" ".join(words))
-        seen |= set(words)
+        previous |= set(words)
     return "\n".join(kept)
 
 
@@ -171,7 +171,7 @@ def _labelled(predictions):
 
 def _same_length(hypotheses, references):
     if len(hypotheses) != len(references) or not hypotheses:
-        raise TaskError(f"{len(hypotheses)} hypotheses for {len(references)} references: there is one for each")
+        raise TaskError(f"{len(hypotheses)} hypotheses for {len(references)} references: give one for each")
 
 
 def _mean(values):

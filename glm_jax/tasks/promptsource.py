@@ -33,9 +33,10 @@ class PromptsourceTemplate:
     choices: str | None
 
     def render(self, fields: Mapping[str, Any]) -> tuple[str, str]:
-        """(prompt, target). Raises TaskError for a field that the example lacks, and where there is no one target.
+        """The prompt and the target. A template's random choices depend on the example alone.
 
-        What a template draws at random depends on the example alone.
+        Raises:
+          TaskError: a field that the example lacks, or not exactly one target.
         """
         known = self.answer_choices(fields)
         parts = self._fill(self.jinja, fields, answer_choices=known).split(_BAR)
@@ -85,7 +86,7 @@ def find(name: str, folder: str | os.PathLike | None = None) -> PromptsourceTemp
 
 
 def every(folder: str | os.PathLike | None = None) -> Iterator[PromptsourceTemplate]:
-    """All templates, data set by data set. Two of a data set that share a name both appear."""
+    """All templates, by data set. Two of a data set that have the same name both appear."""
     root = templates_folder(folder)
     for path in sorted(root.glob("**/templates.yaml")):
         dataset = path.parent.relative_to(root).as_posix()
@@ -93,7 +94,7 @@ def every(folder: str | os.PathLike | None = None) -> Iterator[PromptsourceTempl
 
 
 def templates_folder(folder: str | os.PathLike | None = None) -> pathlib.Path:
-    """Where the YAML files lie: `folder`, the variable GLM_JAX_PROMPTSOURCE, or the installed package."""
+    """The folder of the YAML files: `folder`, the variable GLM_JAX_PROMPTSOURCE, or the installed package."""
     given = folder or os.environ.get(FOLDER_VARIABLE)
     spec = None if given else importlib.util.find_spec("promptsource")
     if given is None and spec is None:
@@ -130,7 +131,7 @@ def cloze_template(name: str, folder: str | os.PathLike | None = None) -> Templa
 
 
 def prompt_parts(text: str, fields: Mapping[str, Any]) -> list[str | Mark]:
-    """A rendered text with its longest field marked as the one to be shortened first, and the blank behind it."""
+    """A rendered text, whose longest field is shortened first, followed by the blank."""
     values = sorted((str(v).strip() for v in fields.values() if isinstance(v, str)), key=len, reverse=True)
     longest = next((value for value in values if value and value in text), None)
     if longest is None:

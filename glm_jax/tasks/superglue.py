@@ -19,13 +19,16 @@ _STANDARD = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "–"
 
 
 def source(task: str, folder: str) -> Source:
-    """Examples of a SuperGLUE task. `folder` holds the task's own folder (BoolQ/…), or is it.
+    """Examples of a SuperGLUE task, with the splits train, validation, test, dev32 and unlabeled.
 
-    Splits are train, validation, test, dev32 and unlabeled. Raises TaskError for an unknown task or split, a missing
-    file, and a line that is no example of the task.
+    Args:
+      folder: the task's folder (BoolQ/…), or the folder that contains it.
+
+    Raises:
+      TaskError: an unknown task or split, a missing file, or a line that is not an example of the task.
     """
     if task not in FOLDERS:
-        raise TaskError(f"{task!r} is no SuperGLUE task; they are {', '.join(FOLDERS)}")
+        raise TaskError(f"{task!r} is not a SuperGLUE task; they are {', '.join(FOLDERS)}")
 
     def examples(split):
         if split not in _FILES:
@@ -41,14 +44,14 @@ def source(task: str, folder: str) -> Source:
                 if isinstance(error, TaskError):
                     raise
                 raise TaskError(
-                    f"{path}, line {number}: no example of {task} ({type(error).__name__}: {error})"
+                    f"{path}, line {number}: not an example of {task} ({type(error).__name__}: {error})"
                 ) from error
 
     return examples
 
 
 def standard_punctuation(value: Any) -> Any:
-    """Typographic quotation marks and dashes as ASCII, in every string of a record. One character stays one."""
+    """Typographic quotation marks and dashes as ASCII, in every string of a record; lengths do not change."""
     if isinstance(value, str):
         return value.translate(_STANDARD)
     if isinstance(value, dict):
@@ -69,7 +72,7 @@ def _copa(split, record, shuffler):
 
 
 def _multirc(split, record, shuffler):
-    """One example an answer; `question_id` keeps them together."""
+    """One example for each answer. Those of a question share its `question_id`."""
     for question in record["passage"]["questions"]:
         for answer in question["answers"]:
             fields = {
@@ -84,13 +87,12 @@ def _multirc(split, record, shuffler):
 
 
 def _record(split, record, shuffler):
-    """For training, one example an answer with at most nine wrong entities; else every entity is a candidate."""
+    """For training, one example for each answer, with at most nine wrong entities. Else every entity is a candidate."""
     text = record["passage"]["text"]
-    found = {text[entity["start"] : entity["end"] + 1] for entity in record["passage"]["entities"]}
+    entities = sorted({text[entity["start"] : entity["end"] + 1] for entity in record["passage"]["entities"]})
     passage = text.replace("@highlight\n", "- ")
     for query in record["qas"]:
         answers = sorted({answer["text"] for answer in query.get("answers", [])})
-        entities = sorted(found)
         fields = {"passage": passage, "query": query["query"], "answers": answers, "question_id": query["idx"]}
         if "@placeholder" not in query["query"]:
             raise ValueError(f"query {query['idx']} has no @placeholder")
@@ -108,10 +110,10 @@ def _record(split, record, shuffler):
 
 
 def _wsc(split, record, shuffler):
-    """The pronoun marked with asterisks. Candidates are the span, then `candidates` where the file has them.
+    """The text with asterisks around the pronoun. Candidates are the span, then `candidates` if the file has them.
 
-    A prediction of the first candidate says that the pronoun means the span. Only true examples teach that, so
-    training leaves the others out, as the original does.
+    The prediction that the pronoun means the span is that of the first candidate. Only true examples teach it, so
+    training leaves out the others, as the original does.
     """
     label = record.get("label")
     if split == "train" and label is False:

@@ -101,7 +101,7 @@ def test_superglue_corrections(tmp_path):
     write(tmp_path / "WSC" / "val.jsonl", [{"idx": 0}])
     with pytest.raises(TaskError, match=r"val.jsonl, line 1: no example of wsc \(KeyError: 'target'\)"):
         read(source, "validation")
-    with pytest.raises(TaskError, match="'wnli' is no SuperGLUE task"):
+    with pytest.raises(TaskError, match="'wnli' is not a SuperGLUE task"):
         superglue.source("wnli", str(tmp_path))
     with pytest.raises(TaskError, match="no split 'dev'; it has train"):
         read(source, "dev")
