@@ -1,5 +1,6 @@
 """The losses of fine-tuning: of a choice among candidates, of an answer's tokens, of a classifier's classes."""
 
+import functools
 from typing import Any
 
 import jax
@@ -37,48 +38,70 @@ def task_objective(
       choices: whether there are rows whose candidates are compared.
       generation: whether there are rows whose answers are written.
     """
-
-    writes = head == "cloze" and not choices
+    if head == "classifier":
+        row_losses = functools.partial(_classifier_losses, model)
+    elif choices:
+        smoothing = label_smoothing if generation else None
+        row_losses = functools.partial(
+            _candidate_losses, model, kind=loss, length_penalty=length_penalty, label_smoothing=smoothing
+        )
+    else:
+        row_losses = functools.partial(_answer_losses, model, label_smoothing=label_smoothing)
 
     def objective(params: Any, batch: TaskBatch, dropout_key: Any = None, score: bool = False):
-        labels, is_choice = jnp.maximum(batch.labels, 0), batch.labels >= 0
-        options = {"deterministic": dropout_key is None, "rngs": None}
-        if dropout_key is not None:
-            options["rngs"] = {"dropout": dropout_key}
-        each, weight = jnp.zeros(labels.shape), is_choice.astype(jnp.float32)
-        if head == "classifier":
-            hidden = model.apply(
-                {"params": params}, **batch.model_inputs() | {"target_index": None}, head=False, **options
-            )
-            scores = classifier_logits(params["classifier"], hidden, batch.prefix_lengths)
-            each = _per_row(scores, labels, batch.candidate_mask, "cross_entropy")
-        elif writes:
-            hidden = forward(model, params, batch, head=False, **options)
-            written = fused_linear_cross_entropy(
-                hidden, params["word_embeddings"]["embedding"], batch.target_ids, batch.target_weights,
-                label_smoothing=label_smoothing,
-            )  # fmt: skip
-            each, weight = written.losses.sum(1), batch.target_weights.sum(1)
-        else:
-            logits = forward(model, params, batch, **options)
-            scores, _ = candidate_scores(logits, batch, length_penalty=length_penalty)
-            each = jnp.where(is_choice, _per_row(scores, labels, batch.candidate_mask, loss), 0.0)
-            if generation:
-                losses = token_losses(logits, batch.target_ids, label_smoothing) * batch.target_weights
-                each = jnp.where(is_choice, each, losses.sum(1))
-                weight = jnp.where(is_choice, weight, batch.target_weights.sum(1))
-        total = written.total if writes else each.sum()
-        read = batch.prefix_lengths + batch.target_weights.sum(1)
-        sums = LossSums(
-            loss=each.sum(),
-            weight=weight.sum(),
-            correct=jnp.zeros(()),
-            raw_tokens=read.sum().astype(jnp.float32),
-        )
-        return total, jax.lax.stop_gradient(sums)
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        total, losses, weights = row_losses(params, batch, deterministic=dropout_key is None, rngs=rngs)
+        return total, jax.lax.stop_gradient(_sums(losses, weights, batch))
 
     return objective
 
 
-def _per_row(scores, labels, mask, kind):
-    return jax.vmap(lambda s, label, m: cloze_loss(s[None], label[None], m[None], kind))(scores, labels, mask)
+def _classifier_losses(model, params, batch, **options):
+    """The sum to minimise, and each row's loss and weight: cross entropy of the classes."""
+    hidden = model.apply({"params": params}, **batch.model_inputs() | {"target_index": None}, head=False, **options)
+    scores = classifier_logits(params["classifier"], hidden, batch.prefix_lengths)
+    losses = _choice_losses(scores, batch, "cross_entropy")
+    return losses.sum(), losses, (batch.labels >= 0).astype(jnp.float32)
+
+
+def _answer_losses(model, params, batch, *, label_smoothing, **options):
+    """The sum to minimise, and each row's loss and weight: cross entropy of the targets, without their logits."""
+    hidden = forward(model, params, batch, head=False, **options)
+    written = fused_linear_cross_entropy(
+        hidden, params["word_embeddings"]["embedding"], batch.target_ids, batch.target_weights,
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
+    return written.total, written.losses.sum(1), batch.target_weights.sum(1)
+
+
+def _candidate_losses(model, params, batch, *, kind, length_penalty, label_smoothing, **options):
+    """The sum to minimise, and each row's loss and weight: of candidates; of targets in rows without a label.
+
+    `label_smoothing` None: every row has a label.
+    """
+    is_choice = batch.labels >= 0
+    logits = forward(model, params, batch, **options)
+    scores, _ = candidate_scores(logits, batch, length_penalty=length_penalty)
+    losses = jnp.where(is_choice, _choice_losses(scores, batch, kind), 0.0)
+    weights = is_choice.astype(jnp.float32)
+    if label_smoothing is not None:
+        of_targets = token_losses(logits, batch.target_ids, label_smoothing) * batch.target_weights
+        losses = jnp.where(is_choice, losses, of_targets.sum(1))
+        weights = jnp.where(is_choice, weights, batch.target_weights.sum(1))
+    return losses.sum(), losses, weights
+
+
+def _choice_losses(scores, batch, kind):
+    """The loss of each row's choice among its candidates; of the first, where there is no label."""
+    labels = jnp.maximum(batch.labels, 0)
+    one = jax.vmap(lambda s, label, mask: cloze_loss(s[None], label[None], mask[None], kind))
+    return one(scores, labels, batch.candidate_mask)
+
+
+def _sums(losses, weights, batch):
+    return LossSums(
+        loss=losses.sum(),
+        weight=weights.sum(),
+        correct=jnp.zeros(()),
+        raw_tokens=(batch.prefix_lengths + batch.target_weights.sum(1)).sum().astype(jnp.float32),
+    )
