@@ -10,10 +10,13 @@ from typing import Any
 from glm_jax.distributed import processes
 from glm_jax.files import text_table, write_atomic, write_json_atomic
 from glm_jax.tasks import metrics
+from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example
 from glm_jax.tasks.task import Prediction, Task
 
 logger = logging.getLogger(__name__)
+
+HEADS = ("cloze", "classifier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Options:
       multi_token: see `TemplateEncoder`.
       share: of the examples, on many processes.
       head: of tasks with fixed classes: "cloze", or "classifier" for params["classifier"].
+
+    Raises:
+      TaskError: a number below 1, or an unknown head.
     """
 
     split: str = "validation"
@@ -63,6 +69,13 @@ class Options:
     multi_token: bool | None = None
     head: str = "cloze"
     share: Share = Share()
+
+    def __post_init__(self):
+        for name in ("batch_size", "length", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise TaskError(f"{name} {value} must be at least 1")
+        if self.head not in HEADS:
+            raise TaskError(f"unknown head {self.head!r}; known: {', '.join(HEADS)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,8 +33,6 @@ def evaluate_named(
     Raises:
       TaskError: a task, split or example that cannot be used.
     """
-    if not options.batch_size >= 1:
-        raise TaskError(f"batch_size {options.batch_size} must be at least 1")
     kind, _, path = name.partition(":")
     if kind in LANGUAGE_TASKS:
         if not path:

@@ -14,7 +14,7 @@ FOLDERS = {
     "record": "ReCoRD", "ax-b": "AX-b", "ax-g": "AX-g",
 }  # fmt: skip
 _FILES = {"train": "train", "validation": "val", "test": "test", "dev32": "dev32", "unlabeled": "unlabeled"}
-_MOST_TRAINING_CANDIDATES = 10  # of ReCoRD
+_MAX_TRAINING_CANDIDATES = 10  # of ReCoRD
 _STANDARD = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "–": "-"})  # noqa: RUF001 (typographic marks)
 
 
@@ -100,9 +100,9 @@ def _record(split, record, shuffler):
         if split == "train":
             for number, answer in enumerate(answers):
                 wrong = [entity for entity in entities if entity not in answers]
-                if len(wrong) > _MOST_TRAINING_CANDIDATES - 1:
+                if len(wrong) > _MAX_TRAINING_CANDIDATES - 1:
                     shuffler.shuffle(wrong)
-                    wrong = wrong[: _MOST_TRAINING_CANDIDATES - 1]
+                    wrong = wrong[: _MAX_TRAINING_CANDIDATES - 1]
                 yield Example(f"{name}-{number}", {**fields, "candidates": [answer, *wrong]}, 0)
         else:
             right = next((i for i, entity in enumerate(entities) if entity in answers), None)

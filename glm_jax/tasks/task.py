@@ -114,9 +114,10 @@ def named_template(name: str, pattern: int = 0) -> Template:
 def written_pattern(text: str) -> Callable[[Mapping[str, Any]], list]:
     """A pattern written as text: "{title}: {body} Topic: [MASK]". A {field!q} is shortened after all others.
 
-    Spaces before a field or the blank belong to what follows them, as everywhere in the original's patterns.
-    Raises TaskError for a pattern without exactly one [MASK]; applied to an example without such a field, one that
-    names the fields there are.
+    Spaces before a field or the blank belong to what follows them, as in all patterns of the original.
+
+    Raises:
+      TaskError: a pattern without exactly one [MASK]. The function raises it for an example that lacks a field.
     """
     if text.count("[MASK]") != 1:
         raise TaskError(f"a pattern needs one [MASK], but {text!r} has {text.count('[MASK]')}")
@@ -168,6 +169,8 @@ def from_settings(settings: Mapping[str, Any]) -> Task:
     Raises:
       TaskError: an unknown key, or keys that do not make a task.
     """
+    if twice := [f"{old} and {new}" for old, new in _OLD_KEYS.items() if {old, new} <= set(settings)]:
+        raise TaskError(f"the keys {twice[0]} of a task mean the same: leave out the first")
     settings = {_OLD_KEYS.get(key, key): value for key, value in settings.items()}
     if unknown := sorted(set(settings) - set(_KEYS)):
         raise TaskError(f"unknown key {unknown[0]!r} in a task; nearest: {nearest(unknown[0], _KEYS)}")

@@ -1,4 +1,4 @@
-"""Texts as data sets write them, and as people do: the original's detokenizers, and what it does to generated text
+"""The original's detokenizers, which turn a data set's tokens into running text, and its changes to generated text
 before it is compared with references."""
 
 import re
@@ -9,7 +9,7 @@ _ABBREVIATION = re.compile(r"\b([A-Za-z]) \. ([A-Za-z]) \.")
 
 
 def detokenize_wikitext(text: str) -> str:
-    """WikiText's tokens as running text; <unk> stays."""
+    """WikiText's tokens as running text; <unk> is kept."""
     text = text.replace("s '", "s'")
     for mark in "-,.":
         text = text.replace(f" @{mark}@ ", mark)
@@ -30,7 +30,7 @@ def detokenize_gigaword(text: str) -> str:
 
 
 def detokenize_cnn_dm(text: str, *, target: bool = False) -> str:
-    """CNN/DailyMail: quotation marks, brackets and contractions; sentences of a target are split by [SEP]."""
+    """CNN/DailyMail: quotation marks, brackets and contractions; sentences of a target are separated by [SEP]."""
     text = _brackets(text).replace("``", '"').replace("''", '"').replace("`", "'")
     text = text.replace(" n't", "n't")
     text = re.sub(r" '(s|d|ll)\b", r"'\1", text)
@@ -83,6 +83,6 @@ def _entities(text):
 
 
 def _alternate(text, mark, opened, closed):
-    """Free-standing marks, the first opening, the next closing."""
+    """Marks between spaces: the first opens, the next closes, and so on."""
     count = iter(range(len(text)))
     return re.sub(rf"(?<!\S){re.escape(mark)}(?!\S)", lambda _: closed if next(count) % 2 else opened, text)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from glm_jax.config import model_config
 from glm_jax.data.packing import Mixture
 from glm_jax.distributed import sharding
-from glm_jax.evaluation.results import Options, Result, Share
+from glm_jax.evaluation.results import HEADS, Options, Result, Share
 from glm_jax.evaluation.run import evaluate_task
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch
@@ -28,7 +28,6 @@ from glm_jax.tuning.dataset import make_dataset, to_batch
 from glm_jax.tuning.losses import task_objective
 
 LOSSES = ("cross_entropy", "hinge", "generative", "mix", "adapet")
-HEADS = ("cloze", "classifier")
 
 
 class FinetuningTask(TrainingTask):

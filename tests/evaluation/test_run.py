@@ -78,6 +78,20 @@ def test_a_split_without_labels_keeps_its_predictions(model, tmp_path, monkeypat
     assert len((tmp_path / "out/predictions-boolq.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+        ({"limit": 0}, "limit 0 must be at least 1"),
+        ({"length": -1}, "length -1 must be at least 1"),
+        ({"head": "cls"}, "unknown head 'cls'; known: cloze, classifier"),
+    ],
+)
+def test_options_that_cannot_be_used(options, message):
+    with pytest.raises(TaskError, match=message):
+        Options(**options)
+
+
 def test_a_name_in_error_is_found_before_anything_is_opened(monkeypatch):
     command = ["evaluate", "--checkpoint", "no/such/run", "--tasks", "lambada:x.jsonl,boolqq"]
     monkeypatch.setattr(sys, "argv", command)

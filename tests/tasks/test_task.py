@@ -51,6 +51,8 @@ def test_from_settings(settings):
 def test_the_old_name_of_the_metric(settings):
     assert from_settings({**settings, "score": "f1"}).metric is metrics.METRICS["f1"]
     assert from_settings({**settings, "metric": "f1"}).metric is metrics.METRICS["f1"]
+    with pytest.raises(TaskError, match="score and metric of a task mean the same"):
+        from_settings({**settings, "score": "f1", "metric": "cb"})
 
 
 @pytest.mark.parametrize(
