@@ -99,7 +99,7 @@ def test_superglue_corrections(tmp_path):
     mirrored = read(superglue.source("copa", str(tmp_path)), "train")
     assert [(e.id, e.fields["choice1"], e.label) for e in mirrored] == [("train-0", "a", 0), ("train-0m", "b", 1)]
     write(tmp_path / "WSC" / "val.jsonl", [{"idx": 0}])
-    with pytest.raises(TaskError, match=r"val.jsonl, line 1: no example of wsc \(KeyError: 'target'\)"):
+    with pytest.raises(TaskError, match=r"val.jsonl, line 1: not an example of wsc \(KeyError: 'target'\)"):
         read(source, "validation")
     with pytest.raises(TaskError, match="'wnli' is not a SuperGLUE task"):
         superglue.source("wnli", str(tmp_path))

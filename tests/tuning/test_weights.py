@@ -20,6 +20,7 @@ from tests.helpers.crash_resume import ROOT, losses
 from tests.tuning.test_run import TOPICS, config, place  # noqa: F401 (a fixture)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["topics", "blank:0.4", "pairs"])
 def test_shares_make_the_whole(place, name, monkeypatch):  # noqa: F811
     """Three processes, one after the other; the last hears what the others found."""
