@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from glm_jax import config as defaults
 from glm_jax import data
-from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.data.synthetic import SPECIAL, random_rows
 from glm_jax.model.config import GLMConfig
 from glm_jax.planning.estimate import abstract_rows
 from glm_jax.training import setup
@@ -69,7 +69,7 @@ def _compilation(depth: int, width: int) -> dict[str, float]:
     config.model.update({"num_layers": depth, "hidden_size": width, "num_heads": 2, "max_position_embeddings": 128})
     config.data.sequence_length, config.batch_size = 64, jax.device_count()
     mesh, rules = setup.check(config)
-    _, ends = made_up_rows(1, 64)
+    _, ends = random_rows(1, 64)
     schedule = setup.resolve_durations(config, rows=1000)
     with _no_cache():
         built = setup.make_setup(

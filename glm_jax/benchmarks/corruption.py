@@ -9,7 +9,7 @@ import numpy as np
 from glm_jax.benchmarks.timing import bytes_per_second, seconds
 from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.corruption.corrupt import corrupt
-from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.data.synthetic import SPECIAL, random_rows
 
 MIXTURES = {
     "blank_infilling": {},
@@ -21,7 +21,7 @@ MIXTURES = {
 
 def run(length: int = 512, batch: int = 256) -> dict:
     """Examples per second of `corrupt` alone, for each objective and the mixture, on the default device."""
-    tokens, ends = made_up_rows(batch, length)
+    tokens, ends = random_rows(batch, length)
     lengths, index = np.full(batch, length, np.int32), np.arange(batch, dtype=np.uint32)
     arguments = jax.random.key(0), *map(jnp.asarray, (tokens, lengths, index, ends))
     rates = {}

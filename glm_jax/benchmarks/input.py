@@ -15,7 +15,7 @@ from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.corruption.corrupt import corrupt
 from glm_jax.data.corpora import open_corpus
 from glm_jax.data.specs import DataSpec
-from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.data.synthetic import SPECIAL, random_rows
 from glm_jax.distributed import sharding
 from glm_jax.distributed.accelerators import ACCELERATORS
 from glm_jax.model.config import GLMConfig
@@ -71,7 +71,7 @@ def consumption(length: int, names: tuple[str, ...] = ("base", "large", "10b")) 
 
     Computed as `Accelerator.flops` / 2 / `flops.useful_flops` of a raw token of blank infilling in rows of `length`.
     """
-    tokens, _ = made_up_rows(64, length)
+    tokens, _ = random_rows(64, length)
     index, lengths = np.arange(64, dtype=np.uint32), np.full(64, length, np.int32)
     batch = corrupt(jax.random.key(0), tokens, lengths, index, config=CorruptionConfig(), special=SPECIAL)
     batch = jax.device_get(batch)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from glm_jax.benchmarks.timing import seconds, time_against_matmuls
-from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.data.synthetic import SPECIAL, random_rows
 from glm_jax.distributed import sharding
 from glm_jax.distributed.accelerators import accelerator_of
 from glm_jax.model.batch import Batch
@@ -37,7 +37,7 @@ class OpenStep(NamedTuple):
 def open_step(config, devices: Sequence[Any] | None = None) -> Iterator[OpenStep]:
     """Opens the step of `config` on `devices` (default: all); its vocabulary has the size that the run's would have."""
     mesh, rules = setup.check(config, devices)
-    tokens, ends = made_up_rows(config.batch_size, config.data.sequence_length)
+    tokens, ends = random_rows(config.batch_size, config.data.sequence_length)
     vocabulary = max(vocabulary_size(config), len(ends))
     schedule = setup.resolve_durations(config, rows=1000)
     built = setup.make_setup(

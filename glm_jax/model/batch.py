@@ -95,23 +95,24 @@ class Batch:
 def pack_objectives(parts: Sequence[Batch]) -> Batch:
     """One batch whose rows hold a row of each part; every part has one slot."""
     slots = tuple(slot for part in parts for slot in part.slots)
+    xp = parts[0].tokens.__array_namespace__()  # parts of NumPy arrays stay on the host
 
     def joined(name):
-        return jnp.concatenate([getattr(part, name) for part in parts], axis=1)
+        return xp.concatenate([getattr(part, name) for part in parts], axis=1)
 
     return Batch(
         tokens=joined("tokens"),
         position_ids=joined("position_ids"),
         block_position_ids=joined("block_position_ids"),
-        prefix_lengths=jnp.stack([part.prefix_lengths for part in parts], axis=1),
-        target_index=jnp.concatenate(
+        prefix_lengths=xp.stack([part.prefix_lengths for part in parts], axis=1),
+        target_index=xp.concatenate(
             [part.target_index + columns.start for part, (columns, _) in zip(parts, slot_slices(slots), strict=True)],
             axis=1,
         ),
         target_ids=joined("target_ids"),
         target_weights=joined("target_weights"),
         target_source=joined("target_source"),
-        objective=jnp.stack([part.objective for part in parts], axis=1),
+        objective=xp.stack([part.objective for part in parts], axis=1),
         segment_ids=None if parts[0].segment_ids is None else joined("segment_ids"),
         slots=slots,
     )

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from glm_jax.corruption.corrupt import corrupt
-from glm_jax.data.synthetic import SPECIAL, made_up_rows
+from glm_jax.data.synthetic import SPECIAL, random_rows
 from glm_jax.distributed import sharding
 from glm_jax.distributed.accelerators import Accelerator
 from glm_jax.model.transformer import parameter_count
@@ -194,7 +194,7 @@ def useful_flops_per_step(config: ConfigDict, built: setup.TrainingSetup) -> flo
     """Useful matmul FLOPs of the batch on all chips, estimated from a sample of corrupted rows."""
     length = config.data.sequence_length
     count = _SAMPLE - _SAMPLE % len(built.corruption.slots())
-    tokens, ends = made_up_rows(count, length)
+    tokens, ends = random_rows(count, length)
     index = np.arange(count, dtype=np.uint32)
     batch = corrupt(
         jax.random.key(0), tokens, np.full(count, length, np.int32), index, ends, config=built.corruption,

@@ -1,6 +1,6 @@
 """The placement of blanks in a document: given the original's sorted draws, the original's starts.
 
-That the draws themselves have the original's law, `tests/test_corruption.py` shows on gaps and starts of 20,000 rows.
+`test_distributions.py` compares the distribution of the draws themselves, on gaps and starts of 20,000 rows.
 """
 
 import functools
@@ -57,7 +57,7 @@ def test_the_originals_draws_give_the_originals_placement(fidelity):
         lengths.append(case["total"] + 4)
         expected.append(np.pad(np.array(case["spans"]).T, ((0, 0), (0, slots - len(gaps)))))
     place = functools.partial(
-        spans.blank_infilling, pieces=jax.numpy.zeros(1, int), single=jax.numpy.bool_(False), ratio=0.99,
+        spans.blank_infilling, subsequence_starts=jax.numpy.zeros(1, int), single=jax.numpy.bool_(False), ratio=0.99,
         weights=np.full(LONGEST, 1 / LONGEST),
         max_targets=LONGEST - 1, cls=CLS, eos=EOS, shuffle=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Short sequences: pieces of a row that share its block."""
+"""Short sequences: subsequences that share a row."""
 
 import functools
 
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from glm_jax import GLM, GLMConfig
-from glm_jax.corruption import subsequences
 from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.corruption.corrupt import corrupt
 from glm_jax.corruption.spans import UNUSED
+from glm_jax.corruption.subsequences import split_row
 from glm_jax.model.transformer import init_params
 from glm_jax.model.visibility import visible
 from glm_jax.training.flops import visible_pairs
-from tests.corruption.test_corrupt import SENTENCE_END, SPECIAL
+from tests.helpers.corruption_records import SENTENCE_END, SPECIAL
 
 VOCABULARY = 1000
 
@@ -39,10 +39,14 @@ def _corrupt(tokens, lengths=None, seed=0, **config):
     return jax.device_get(run(jax.random.key(seed), tokens, lengths, index, ends))
 
 
+def _max_subsequences(row):
+    return CorruptionConfig(short_sequence_prob=1.0).max_subsequences(row)
+
+
 def _cut_plainly(tokens, length, size, is_end):
-    """What `pieces.cut` promises, written as loops: the pieces, as lists of (token, its place in the row)."""
+    """What `split_row` documents, as loops: (token, its column in the raw row) of the cut row, and where it is cut."""
     row, starts, put_in = len(tokens), [0], 0
-    for number in range(1, subsequences.max_subsequences(row)):
+    for number in range(1, _max_subsequences(row)):
         nominal = int(tokens[0] == SPECIAL.cls) + number * size
         if nominal >= row:
             break
@@ -72,25 +76,24 @@ def test_cuts_match_plain_loops():
     lengths[::2] = row
     bits = rng.integers(0, 2**32, len(tokens), dtype=np.uint32)
     is_end = (tokens == SENTENCE_END) | (tokens == SPECIAL.eos)
-    wanted = rng.random(len(tokens)) < 0.9
-    found = jax.device_get(
-        jax.vmap(functools.partial(subsequences.split_row, cls=SPECIAL.cls))(bits, tokens, lengths, is_end, wanted)
-    )
+    enabled = rng.random(len(tokens)) < 0.9
+    split = functools.partial(split_row, cls=SPECIAL.cls, max_subsequences=_max_subsequences(row))
+    result = jax.device_get(jax.vmap(split)(bits, tokens, lengths, is_end, enabled))
     sizes = 32 + ((bits.astype(np.uint64) * (row - 33)) >> 32).astype(int)
     numbers = set()
     for i in range(len(tokens)):
-        text, cuts = _cut_plainly(tokens[i], lengths[i], sizes[i] if wanted[i] else row, is_end[i])
-        assert found.length[i] == len(text)
-        np.testing.assert_array_equal(found.starts[i][found.starts[i] < UNUSED], cuts)
-        np.testing.assert_array_equal(found.tokens[i, : len(text)], [token for token, _ in text])
-        np.testing.assert_array_equal(found.origin[i, : len(text)], [place for _, place in text])
+        text, cuts = _cut_plainly(tokens[i], lengths[i], sizes[i] if enabled[i] else row, is_end[i])
+        assert result.length[i] == len(text)
+        np.testing.assert_array_equal(result.starts[i][result.starts[i] < UNUSED], cuts)
+        np.testing.assert_array_equal(result.tokens[i, : len(text)], [token for token, _ in text])
+        np.testing.assert_array_equal(result.origin[i, : len(text)], [place for _, place in text])
         numbers.add(len(cuts))
     assert numbers == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("mixture", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
-def test_every_piece_is_an_example_of_its_own(mixture):
-    """Positions begin at 0 in each; Part A and the answers of a piece, put together, are its text."""
+def test_every_subsequence_is_an_example_of_its_own(mixture):
+    """Positions begin at 0 in each; Part A and the spans of a subsequence, put together, are its text."""
     tokens = _rows(150, 256, ends=0.08, documents=0.005)
     batch = _corrupt(
         tokens, blank_infilling=mixture[0], sentence=mixture[1], document=mixture[2], short_sequence_prob=0.9
@@ -108,7 +111,7 @@ def test_every_piece_is_an_example_of_its_own(mixture):
             np.testing.assert_array_equal(batch.position_ids[i, part_a], np.arange(len(part_a)))
             assert batch.tokens[i, part_a[0]] == SPECIAL.cls
             mine = segment[columns] == number
-            assert mine.any()  # every piece is trained on
+            assert mine.any()  # every subsequence is trained on
             blanks = {position: [] for position in sorted(set(batch.position_ids[i, columns[mine]]))}
             for column, token in zip(columns[mine], ids[mine], strict=True):
                 blanks[batch.position_ids[i, column]].append(token)
@@ -119,7 +122,7 @@ def test_every_piece_is_an_example_of_its_own(mixture):
         several += segment[:prefix].max() > 1
         raw = row[~np.isin(row, (SPECIAL.cls, SPECIAL.eos))]
         np.testing.assert_array_equal(seen, raw[: len(seen)])  # in order; only a few fell off the end
-        assert len(seen) > len(raw) - subsequences.max_subsequences(256)
+        assert len(seen) > len(raw) - _max_subsequences(256)
         inside = source < 256
         np.testing.assert_array_equal(row[source[inside]], ids[inside])  # baselines look back in the raw row
     assert several > 120
@@ -129,12 +132,12 @@ def test_every_piece_is_an_example_of_its_own(mixture):
     ("objective", "options"),
     [("blank_infilling", {}), ("sentence", {}), ("document", {}), ("blank_infilling", {"single_span_prob": 1.0})],
 )
-def test_pieces_are_masked_as_rows_of_their_length_are(objective, options):
-    """Blanks and targets of the pieces of a cut row against those of uncut rows of the same length, in the mean."""
+def test_subsequences_are_masked_as_rows_of_their_length_are(objective, options):
+    """Spans and targets of the subsequences of a cut row against those of uncut rows of their length, in the mean."""
     ends = 0.1 if objective == "sentence" else 0.0
     weights = {"blank_infilling": 0.0, objective: 1.0}
     batch = _corrupt(_rows(600, 256, ends), **weights, **options, short_sequence_prob=1.0)
-    found = {}  # length of a piece -> (blanks, targets) of each
+    by_length = {}  # length of a subsequence -> (spans, targets) of each
     for i in range(600):
         prefix, live = batch.prefix_lengths[i], batch.target_weights[i] > 0
         segment, columns, block = batch.segment_ids[i], batch.target_index[i][live], batch.block_position_ids[i]
@@ -145,10 +148,10 @@ def test_pieces_are_masked_as_rows_of_their_length_are(objective, options):
                 (batch.target_ids[i][live][segment[columns] == number] == SPECIAL.end).sum(),
             )
             length = (segment[:prefix] == number).sum() - blanks + len(mine) - ended
-            found.setdefault(int(length), []).append((blanks, len(mine) - ended))
+            by_length.setdefault(int(length), []).append((blanks, len(mine) - ended))
     compared = 0
     for length in (40, 64, 100, 128):
-        ours = np.array([pair for n in range(length - 5, length + 6) for pair in found.get(n, [])])
+        ours = np.array([pair for n in range(length - 5, length + 6) for pair in by_length.get(n, [])])
         if len(ours) < 80:
             continue
         whole = _corrupt(_rows(800, length, ends, seed=9), **weights, **options, seed=5)
@@ -163,7 +166,17 @@ def test_pieces_are_masked_as_rows_of_their_length_are(objective, options):
     assert compared >= 2
 
 
-def test_the_block_of_a_cut_row_is_full():
+def test_every_subsequence_has_a_span_however_small_the_documents_ratio():
+    """A subsequence without a span would shift the spans of those after it."""
+    batch = _corrupt(_rows(400, 256), blank_infilling=0, document=1, document_min_ratio=0.001, short_sequence_prob=1.0)
+    for i in range(400):
+        columns = batch.target_index[i][batch.target_weights[i] > 0]
+        subsequences = set(batch.segment_ids[i, : batch.prefix_lengths[i]])
+        assert set(batch.segment_ids[i][columns]) == subsequences
+        assert len(subsequences) == 1 + (np.diff(batch.segment_ids[i, : batch.prefix_lengths[i]]) > 0).sum()
+
+
+def test_a_cut_row_is_full():
     """No work is lost on padding: a cut row keeps as many tokens as a whole one, within a few."""
     tokens = _rows(400, 512, ends=0.05)
     used = [
@@ -174,8 +187,8 @@ def test_the_block_of_a_cut_row_is_full():
 
 
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
-def test_a_piece_does_not_know_its_neighbours(backend):
-    """The logits of a piece in its block are those of the same piece alone in a row."""
+def test_a_subsequence_does_not_attend_to_its_neighbours(backend):
+    """The logits of a subsequence are those of the same text alone in a row."""
     config = GLMConfig(
         vocab_size=VOCABULARY, num_layers=3, hidden_size=32, num_heads=2, max_position_embeddings=200, dtype="float32",
         attention_backend=backend,
@@ -204,7 +217,7 @@ def test_a_piece_does_not_know_its_neighbours(backend):
             differ += np.abs(mixed[i, mine] - expected).max() > 1e-2
             compared += 1
     assert compared > 10
-    assert differ > compared - 3  # without the segments they would have seen each other
+    assert differ > compared - 3  # without segment ids they would attend to each other
 
 
 def _unboxed(config):
@@ -213,7 +226,7 @@ def _unboxed(config):
     return nn.unbox(init_params(config, jax.random.key(0)))
 
 
-def test_visible_pairs_are_counted_by_piece():
+def test_visible_pairs_are_counted_by_subsequence():
     batch = _corrupt(_rows(20, 128, ends=0.1), short_sequence_prob=0.8)
     targets = (batch.target_weights > 0).sum(1)
     pairs_a, pairs_b = visible_pairs(batch.prefix_lengths.astype(float), targets.astype(float), batch.segment_ids)

@@ -1,14 +1,16 @@
-"""describe() prints the paper's figure 2."""
+"""`describe` prints the paper's figure 2, and `describe_text` a sentence of yours."""
 
 import jax
 import numpy as np
 import pytest
 
 from glm_jax.corruption.config import CorruptionConfig
+from glm_jax.corruption.corrupt import corrupt
 from glm_jax.corruption.layout import layout_example
 from glm_jax.corruption.spans import UNUSED, Spans
-from glm_jax.corruption.visualize import describe
+from glm_jax.corruption.visualize import describe, describe_text
 from glm_jax.model.batch import Slot, pack_objectives
+from glm_jax.tokenizers import sentencepiece_tokenizer
 from tests.helpers.corruption_records import SPECIAL
 
 
@@ -37,7 +39,7 @@ def test_figure_2_of_the_paper():
     assert matrix == ["#####|....."] * 5 + ["#####|" + "#" * n + "." * (5 - n) for n in range(1, 6)]
 
 
-def test_texts_that_share_a_row_do_not_see_each_other():
+def test_subsequences_do_not_attend_to_each_other():
     batch = _figure_2()
     batch = batch.replace(segment_ids=np.array([[1, 1, 2, 2, 2, 2, 2, 2, 1, 1, *[0] * (batch.tokens.shape[1] - 10)]]))
     matrix = [line.split()[-1] for line in describe(batch, str).splitlines()[13:]]
@@ -45,7 +47,7 @@ def test_texts_that_share_a_row_do_not_see_each_other():
     assert matrix[5:] == ["..###|#....", "..###|##...", "..###|###..", "##...|...#.", "##...|...##"]
 
 
-def test_examples_side_by_side_are_described_one_by_one():
+def test_packed_examples_are_described_one_by_one():
     one = _figure_2()
     one = one.replace(slots=(Slot(one.tokens.shape[1], one.target_ids.shape[1]),))
     alone = describe(one, str)
@@ -55,3 +57,37 @@ def test_examples_side_by_side_are_described_one_by_one():
 def test_a_row_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="row 3 is not in a batch of 1"):
         describe(_figure_2(), str, row=3)
+
+
+def test_long_examples_have_the_rule_instead_of_the_mask():
+    text = describe(_figure_2(), str, max_mask_size=9)
+    assert text.splitlines()[-1] == "attention mask: query i attends to columns 0 … max(5, i + 1) - 1"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return sentencepiece_tokenizer.train(
+        [f"The Lord said to number {i}, go up to the land." for i in range(200)], vocab_size=300, byte_fallback=True
+    )
+
+
+def test_a_sentence_is_tokenized_corrupted_and_described(tokenizer):
+    sentence = "The Lord said to number 7, go up to the land. The Lord said go."
+    text = describe_text(sentence, tokenizer, seed=3)
+    assert text.startswith("objective blank_infilling: Part A ")
+    ids = np.array([[tokenizer.special.cls, *tokenizer.encode(sentence), tokenizer.special.eos]], np.int32)
+    batch = corrupt(
+        jax.random.key(3), ids, np.full(1, ids.size, np.int32), np.zeros(1, np.uint32), config=CorruptionConfig(),
+        special=tokenizer.special,
+    )  # fmt: skip
+    assert text == describe(batch, tokenizer)
+    assert describe_text(sentence, tokenizer, seed=3, index=1) != text
+    config = CorruptionConfig(1, 1, 1, pack_objectives=True, task_masks=True)
+    packed = describe_text(sentence, tokenizer, config=config)
+    assert [line.split(":")[0] for line in packed.splitlines() if line.startswith("slot")] == [
+        "slot 1, objective blank_infilling", "slot 2, objective sentence", "slot 3, objective document",
+    ]  # fmt: skip
+
+
+def test_an_empty_text_has_no_targets(tokenizer):
+    assert describe_text("", tokenizer).startswith("objective blank_infilling: Part A 2 tokens, Part B 0, 0 targets")

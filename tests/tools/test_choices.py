@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glm_jax.corruption.config import CorruptionConfig
-from glm_jax.data.synthetic import SPECIAL, VOCABULARY, made_up_rows
+from glm_jax.data.synthetic import SPECIAL, VOCABULARY, random_rows
 from glm_jax.distributed.sharding import unbox
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM, init_params
@@ -22,7 +22,7 @@ def test_choices_undo_work_but_change_no_loss(vocabulary, laid_out):
         dtype="float32", hidden_dropout=0.0, attention_dropout=0.0,
     )  # fmt: skip
     model = GLM(config)
-    tokens, ends = made_up_rows(2, 32)
+    tokens, ends = random_rows(2, 32)
     rows = TokenRows(jnp.asarray(tokens), jnp.full(2, 32), jnp.arange(2, dtype=jnp.uint32))
     corrupt_rows = make_corrupt(0, laid_out, SPECIAL, ends)
     params = unbox(init_params(config, jax.random.key(0)))
