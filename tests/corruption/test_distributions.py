@@ -33,6 +33,7 @@ def stats():
     return np.load(GOLDEN / STATS)
 
 
+@pytest.mark.thorough
 def test_blank_infilling_follows_the_original_distribution(stats, fidelity):
     batch, config = sample(text_rows(N, 512), truncation_rate=0.0)  # the original keeps every token
     capacity = config.capacity(512)
@@ -110,6 +111,7 @@ def test_document_follows_the_original_distribution(stats, ratio, fidelity):
     )
 
 
+@pytest.mark.thorough
 def test_sentences_follow_the_original_distribution(stats, fidelity):
     tokens = text_rows(N, 512, sentence_prob=float(stats["sentence/p_sentence_end"]))
     batch, _ = sample(tokens, blank_infilling=0, sentence=1, task_masks=True)

@@ -132,6 +132,7 @@ def test_every_subsequence_is_an_example_of_its_own(mixture):
     ("objective", "options"),
     [("blank_infilling", {}), ("sentence", {}), ("document", {}), ("blank_infilling", {"single_span_prob": 1.0})],
 )
+@pytest.mark.thorough
 def test_subsequences_are_masked_as_rows_of_their_length_are(objective, options):
     """Spans and targets of the subsequences of a cut row against those of uncut rows of their length, in the mean."""
     ends = 0.1 if objective == "sentence" else 0.0
@@ -187,6 +188,7 @@ def test_a_cut_row_is_full():
 
 
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
+@pytest.mark.thorough
 def test_a_subsequence_does_not_attend_to_its_neighbours(backend):
     """The logits of a subsequence are those of the same text alone in a row."""
     config = GLMConfig(
@@ -226,6 +228,7 @@ def _unboxed(config):
     return nn.unbox(init_params(config, jax.random.key(0)))
 
 
+@pytest.mark.thorough
 def test_visible_pairs_are_counted_by_subsequence():
     batch = _corrupt(_rows(20, 128, ends=0.1), short_sequence_prob=0.8)
     targets = (batch.target_weights > 0).sum(1)

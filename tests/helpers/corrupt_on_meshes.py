@@ -28,37 +28,23 @@ def main(config_name, axis_type):
     run = functools.partial(corrupt, config=CONFIGS[config_name], special=SPECIAL)
     expected = jax.device_get(run(key, *rows, ends))
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType[axis_type],) * 2)
-    for spec in (PartitionSpec(), PartitionSpec("data"), PartitionSpec(("data", "fsdp"))):
+    for spec in (PartitionSpec("data"), PartitionSpec(("data", "fsdp"))):
         on_mesh = [jax.device_put(array, NamedSharding(mesh, spec)) for array in rows]
-        halves = [
+        groups = [
             jax.device_put(array.reshape(2, 8, *array.shape[1:]), NamedSharding(mesh, PartitionSpec(None, *spec)))
             for array in rows
         ]
-
-        def vmapped(*rows):
-            return jax.vmap(lambda *rows: run(key, *rows, ends))(*rows)
-
-        cases = {
-            "no context": lambda arrays=on_mesh: run(key, *arrays, ends),
-            "context": lambda arrays=on_mesh: in_context(run, key, *arrays, ends),
-            "context, only tokens on the mesh": lambda arrays=on_mesh: in_context(run, key, arrays[0], *rows[1:], ends),
-            "jit": lambda arrays=on_mesh: in_context(jax.jit(run), key, *arrays, ends),
-            "vmap": lambda arrays=halves: in_context(vmapped, *arrays),
-            "jit of vmap": lambda arrays=halves: in_context(jax.jit(vmapped), *arrays),
-        }
-
-        def in_context(function, *arguments):
-            with jax.set_mesh(mesh):
-                return function(*arguments)
-
-        for name, case in cases.items():
-            batch = case()
-            sharding = batch.tokens.sharding.spec
-            got = jax.device_get(batch)
-            if "vmap" in name:
-                got = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), got)
-            equal = jax.tree.all(jax.tree.map(np.array_equal, got, expected))
-            print(f"{spec} | {name} | {'equal' if equal else 'DIFFERENT'} | {sharding}", flush=True)
+        batches = {"no context": run(key, *on_mesh, ends)}
+        with jax.set_mesh(mesh):
+            batches["only tokens on the mesh"] = run(key, on_mesh[0], *rows[1:], ends)
+            batches["jit"] = jax.jit(run)(key, *on_mesh, ends)
+            batches["vmap"] = jax.vmap(lambda *rows: run(key, *rows, ends))(*groups)
+        for name, batch in batches.items():
+            host_batch = jax.device_get(batch)
+            if name == "vmap":
+                host_batch = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), host_batch)
+            equal = jax.tree.all(jax.tree.map(np.array_equal, host_batch, expected))
+            print(f"{spec} | {name} | {'equal' if equal else 'DIFFERENT'} | {batch.tokens.sharding.spec}", flush=True)
 
 
 if __name__ == "__main__":
