@@ -9,14 +9,14 @@ from glm_jax.tasks.encoding import encode_candidates, encode_example
 def test_batches_hold_every_row_once_and_are_filled_with_the_last():
     lengths = [70, 3, 65, 4, 5]
     rows = [encode_example(5, [1, *range(10, 10 + n), 2], [n + 1], [[30, 6]]) for n in lengths]
-    batches = list(batches_by_length(rows, 2, pad=99))
-    assert [numbers for numbers, _ in batches] == [[1, 3], [4, 2], [0]]
-    assert [batch.tokens.shape for _, batch in batches] == [(2, 64), (2, 128), (2, 128)]
-    assert all(batch.target_ids.shape == (2, 8) and batch.candidate_mask.shape == (2, 8) for _, batch in batches)
+    batches = list(batches_by_length(rows, 3, pad=99))
+    assert [numbers for numbers, _ in batches] == [[1, 3, 4], [2, 0]]
+    assert [batch.tokens.shape for _, batch in batches] == [(3, 64), (3, 128)]
+    assert all(batch.target_ids.shape == (3, 8) and batch.candidate_mask.shape == (3, 8) for _, batch in batches)
     last = batches[-1][1]
-    np.testing.assert_array_equal(last.tokens[0], last.tokens[1])
-    np.testing.assert_array_equal(last.tokens[0, : len(rows[0])], rows[0].tokens)
-    assert set(last.tokens[0, len(rows[0]) :].tolist()) == {99}
+    for line, number in zip(last.tokens, (2, 0, 0), strict=True):
+        np.testing.assert_array_equal(line[: len(rows[number])], rows[number].tokens)
+        assert set(line[len(rows[number]) :].tolist()) == {99}
     assert last.segment_ids is None
 
 

@@ -280,7 +280,7 @@ def test_which_examples_share_a_row():
 
 
 @pytest.mark.thorough
-def test_only_written_answers_best_fit(place):
+def test_only_written_answers_share_rows(place):
     with pytest.raises(ValueError, match="packed_length 64: examples of topics are scored, not written"):
         finetune(config(place, packed_length=64), str(place / "refused"))
     summary = finetune(
