@@ -31,10 +31,12 @@ def corrupt_numpy(
     """`corrupt` on the host, without a JAX device: for workers of torch, tf.data or Grain. Returns NumPy arrays.
 
     `key` is the seed of `jax.random.key`, the two words of a key (`jax.random.key_data`), or a key. The other
-    arguments, the result and the errors are those of `corrupt`. About RATE rows of 512 tokens a second on one core.
+    arguments, the result and the errors are those of `corrupt`. One core makes between one and two thousand examples of
+    512 tokens a second.
 
-    The batch equals that of `corrupt` on a CPU bit for bit. A gap between spans is a rounded float32 product, so on
-    devices with another logarithm (GPUs and TPUs) about one example in GAPS has a span that starts one token elsewhere.
+    The examples equal those of `corrupt` on a CPU, except where float32 rounding decides: a gap between spans is a
+    rounded quotient of sums, and XLA adds in an order that depends on the program. In about one of some thousand
+    examples of 512 tokens, a span starts one token elsewhere. GPUs and TPUs also have another logarithm.
     """
     words = random.key_words(key)
     check_rows(tokens, lengths, index, sentence_ends, loss_mask, config, special)
