@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glm_jax.cli.configs import read_config
 from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.data.synthetic import SPECIAL, VOCABULARY, random_rows
 from glm_jax.distributed.sharding import unbox
