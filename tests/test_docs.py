@@ -172,6 +172,14 @@ def test_the_library_page_has_every_public_name():
     assert not [name for name in glm_jax.__all__ if not re.search(rf"`{name}\b", text)]
 
 
+def test_classes_in_the_docs_exist():
+    source = "\n".join(path.read_text() for path in (ROOT / "glm_jax").rglob("*.py"))
+    for page in [*PAGES, CONTRIBUTING]:
+        text = page.read_text()
+        for name in set(re.findall(r"`(?:\w+\.)*([A-Z]\w*[a-z]\w*[A-Z]\w*)[.(`]", text)) - {"KeyboardInterrupt"}:
+            assert re.search(rf"^class {name}\b", source + "\n" + text, re.M), (page.name, name)
+
+
 def test_the_map_names_what_exists():
     """Paths in CONTRIBUTING exist, `name` in `file` is defined there, and its rooms are those of the import test."""
     text = CONTRIBUTING.read_text()
