@@ -34,14 +34,18 @@ _HOMES = {
     "train": "glm_jax.tuning.train",
 }
 
+_MODULES = ("config", "tokenizers")  # `glm_jax.config.pretrain()`, `glm_jax.tokenizers.load(folder)`
+
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'glm_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_MODULES]

@@ -170,7 +170,7 @@ def pretrain() -> ConfigDict:
     config.mesh = Config()  # sizes of data, fsdp, tensor; -1 takes the rest; all None: chosen and explained
     for axis in ("data", "fsdp", "tensor"):
         config.mesh[axis] = placeholder(int)
-    config.logical_axis_rules = ()  # (logical axis, mesh axes) pairs that replace those of glm_jax.sharding.RULES
+    config.logical_axis_rules = ()  # (logical axis, mesh axes) pairs that replace those of distributed/sharding.py
 
     config.log_every = "100 steps"
     config.eval_every = "1000 steps"

@@ -15,6 +15,12 @@ def test_public_names_resolve():
         _ = glm_jax.nothing
 
 
+def test_config_and_tokenizers_need_no_import_of_their_own():
+    code = "import glm_jax; print(glm_jax.config.pretrain().kind, glm_jax.tokenizers.load.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "pretrain load\n"
+
+
 def test_import_loads_nothing_heavy():
     heavy = (
         "grain",

@@ -57,7 +57,10 @@ class ConfigParser(Parser):
             for name in self._needed:
                 if getattr(options, name) is None:
                     self.error(f"--{name} is missing; see {self.prog} --help")
-            return options, self._config(file, replaced)
+            config = self._config(file, replaced)
+            if (kind := config.get("kind", self._base)) != self._base:
+                self.error(f"{file} is a config of another kind; use it with python -m glm_jax {kind}")
+            return options, config
         except ConfigError as error:
             self.error(str(error))
 

@@ -158,6 +158,10 @@ def test_the_printed_config_is_that_of_the_command(capsys):
         (["plan", f"--config={QUICKSTART}"], "plan: --topology is missing"),
         (["plan", f"--config={QUICKSTART}", "--slices=two"], "argument --slices: invalid int value: 'two'"),
         (["pretrain", f"--config={QUICKSTART}", "--workdir=x", "now"], "pretrain: unknown argument 'now'"),
+        (
+            ["pretrain", "--config=configs/finetune/ag_news.py", "--workdir=x"],
+            "configs/finetune/ag_news.py is a config of another kind; use it with python -m glm_jax finetune",
+        ),
         (["prepare", f"--config={QUICKSTART}", "--runner=x"], "prepare: unknown argument '--runner=x'"),
         (["generate", "--chekpoint=x", "--prompt=y"], "unknown argument '--chekpoint=x'; nearest: --checkpoint"),
         (["evaluate", "--tasks=boolq"], "the following arguments are required: --checkpoint"),
