@@ -67,6 +67,7 @@ def test_step_benchmark_states_its_bound(tmp_path):
     assert rate == pytest.approx(result["useful_gflops_per_second"])
 
 
+@pytest.mark.thorough
 def test_step_benchmark_takes_the_vocabulary_of_the_run(tmp_path):
     config = tiny_run.config(tmp_path, model__num_layers=1)
     config.model.size = "base"  # as wide as the tiny run; its vocabulary is not what is trained here
@@ -79,6 +80,7 @@ def test_step_benchmark_takes_the_vocabulary_of_the_run(tmp_path):
     assert step.run(config, repeats=1)["useful_flops_per_raw_token"] > 1.5 * small
 
 
+@pytest.mark.thorough
 def test_input_benchmark_holds_the_pipeline_against_the_step(text):
     result = input_.run(tiny_run.config(text), megabytes=0.01, seconds=0.05)
     assert result.keys() >= KEYS
@@ -95,6 +97,7 @@ def test_consumption_follows_from_chips_and_useful_work():
     assert result["v5e"]["large"] < result["v5e"]["base"] / 3
 
 
+@pytest.mark.thorough
 def test_compile_benchmark_starts_a_run_twice(text, tmp_path):
     config = tiny_run.config(text)
     result = compile_.run(config, depths=(1, 2), width=16, size="config")
@@ -109,6 +112,7 @@ def test_a_start_that_fails_says_why(text, tmp_path):
         compile_.first_step(config, str(tmp_path / "run"))
 
 
+@pytest.mark.thorough
 def test_finetune_benchmark_measures_made_up_examples():
     config = read_config("configs/finetune/superglue.py:boolq", {"batch_size": "2"})
     result = finetune.run(config, words=20, num_layers=1, hidden_size=32, num_heads=2, vocab_size=512, dtype="float32")
@@ -154,6 +158,7 @@ def test_attention_benchmark_refuses_what_cannot_be():
         attention_.run(length=8, prefix=9)
 
 
+@pytest.mark.thorough
 def test_decode_benchmark_counts_tokens_and_programs():
     result = decode.run(
         batches=(1, 2), lengths=(4, 8), prompt_length=16,

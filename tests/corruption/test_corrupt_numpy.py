@@ -118,7 +118,7 @@ def test_numbers_from_words_are_those_of_the_device():
         assert np.array_equal(numpy_random.exponential(words), expected), "the logarithm of XLA's CPU backend changed"
     words = np.array([0, 1, 2**16 - 1, 2**16, 2**31, 2**32 - 1, 3435973836], np.uint32)
     for bound in (1, 2, 7, 2**16 - 1):
-        expected = random_bits.uniform_int(words, bound)
+        expected = random_bits.uniform_int(jax.numpy.asarray(words), bound)
         np.testing.assert_array_equal([numpy_random.uniform_int(word, bound) for word in words], expected)
     for probability in (0.0, 0.3, 0.8, 1.0):
         expected = random_bits.bernoulli(jax.numpy.asarray(words), probability)

@@ -327,6 +327,7 @@ for one, other in zip(alone, answers(split), strict=True):
 """
 
 
+@pytest.mark.thorough
 def test_answers_on_a_mesh_are_those_of_one_device():
     paths = [str(ROOT)]
     env = fake_devices(8)

@@ -80,6 +80,7 @@ def hypotheses(case, name):
     return jax.device_get(found)
 
 
+@pytest.mark.thorough
 def test_beam_search(fidelity):
     """123 searches with all their hypotheses; in four the original divides by zero."""
     failed, differences = 0, [0.0]

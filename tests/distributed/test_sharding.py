@@ -23,6 +23,7 @@ on_eight_devices = pytest.mark.skipif(not EIGHT_DEVICES, reason="run in a subpro
 
 
 @pytest.mark.skipif(EIGHT_DEVICES, reason="this is the subprocess")
+@pytest.mark.thorough
 def test_on_eight_devices():
     env = fake_devices(8)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not two_processes"]

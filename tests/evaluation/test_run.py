@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import jax
 import pytest
@@ -92,11 +91,9 @@ def test_options_that_cannot_be_used(options, message):
         Options(**options)
 
 
-def test_a_name_in_error_is_found_before_anything_is_opened(monkeypatch):
-    command = ["evaluate", "--checkpoint", "no/such/run", "--tasks", "lambada:x.jsonl,boolqq"]
-    monkeypatch.setattr(sys, "argv", command)
+def test_a_name_in_error_is_found_before_anything_is_opened():
     with pytest.raises(SystemExit, match="'boolqq' is not a SuperGLUE task"):
-        evaluate.main()
+        evaluate.main(["--checkpoint", "no/such/run", "--tasks", "lambada:x.jsonl,boolqq"])
 
 
 def test_labels_of_choices_are_numbers_of_choices(model, tmp_path):

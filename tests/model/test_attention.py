@@ -172,6 +172,7 @@ def test_gradients_are_those_of_the_plain_formula(qkv, rate):
 
 @pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
+@pytest.mark.thorough
 def test_a_known_longest_prefix_changes_nothing_but_the_work(qkv, backend, segments, monkeypatch):
     monkeypatch.setattr("glm_jax.model.dense_attention._MIN_KEYS_TO_SPLIT", 2)
     prefixes = jnp.array([0, 3, 6, 1], jnp.int32)
@@ -256,6 +257,7 @@ def test_chunks_drop_out_independently():
 
 @pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("somewhere", [False, True])
+@pytest.mark.thorough
 def test_cudnn_is_given_the_rule(monkeypatch, segments, somewhere):
     """Its mask, and the rows that fill its vectors: with XLA in its place, because there is no GPU here."""
     monkeypatch.setattr(

@@ -47,6 +47,7 @@ def _on(monkeypatch, kind):
         (100, [65, 30], 1, True, 0.5),
     ],
 )
+@pytest.mark.thorough
 def test_equals_dense_forward_and_backward(length, prefixes, heads, segments, rate):
     """To the precision of bfloat16 factors; with dropout, the very mask of dense attention."""
     *qkv, d_out = _inputs(2, length, heads)

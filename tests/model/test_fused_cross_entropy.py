@@ -122,6 +122,7 @@ def on_meshes():
     print("FOUND", json.dumps(actual))
 
 
+@pytest.mark.thorough
 def test_every_device_has_its_rows_and_words():
     env = fake_devices(8)
     command = [

@@ -85,6 +85,7 @@ def test_label_smoothing_outside_its_range(smoothing):
         cross_entropy(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)), smoothing)
 
 
+@pytest.mark.thorough
 def test_the_loss_to_train_on_is_the_mean_over_weighted_targets():
     model = GLM(GLMConfig(32, 2, 16, 2, 24, dtype="float32", hidden_dropout=0.3))
     params = nn.unbox(init_params(model, jax.random.key(0)))

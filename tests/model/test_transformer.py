@@ -253,6 +253,7 @@ def test_only_targets_meet_the_vocabulary(tiny):
     assert "f32[36,128]" not in program
 
 
+@pytest.mark.thorough
 def test_scan_and_remat_change_no_number(tiny):
     config, params, batch = tiny
 

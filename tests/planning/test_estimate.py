@@ -131,6 +131,7 @@ def test_interconnect_uses_the_dimensions_that_a_group_spans():
 
 @plan_summaries.needs_libtpu
 @pytest.mark.parametrize("name", list(plan_summaries.CASES)[:1])
+@pytest.mark.thorough
 def test_shardings_and_collectives_are_the_golden_ones(name):
     _assert_golden(name)
 
@@ -254,6 +255,7 @@ def test_what_would_fit_is_found_by_trying(monkeypatch):
 
 
 @plan_summaries.needs_libtpu
+@pytest.mark.thorough
 def test_the_verb_prints_json_and_one_line_errors(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(

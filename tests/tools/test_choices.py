@@ -17,6 +17,7 @@ from tools import choices
 
 @pytest.mark.parametrize("vocabulary", [True, False])
 @pytest.mark.parametrize("laid_out", [CorruptionConfig(), CorruptionConfig(document=1.0, pack_objectives=True)])
+@pytest.mark.thorough
 def test_choices_undo_work_but_change_no_loss(vocabulary, laid_out):
     config = GLMConfig(
         vocab_size=VOCABULARY, num_layers=2, hidden_size=32, num_heads=2, max_position_embeddings=64,

@@ -7,6 +7,7 @@ from tests.helpers.benchmark_keys import KEYS
 from tools import growth
 
 
+@pytest.mark.thorough
 def test_growth_is_measured_and_drawn(tmp_path):
     jax.devices()  # the process keeps its one device, as other tests expect
     result = growth.run(picture=str(tmp_path / "growth.svg"), largest=2, repeats=1)

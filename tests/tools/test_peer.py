@@ -39,6 +39,7 @@ def stand_in(folder, factor=1.0, compiled=True):
 
 
 @pytest.mark.parametrize("changes", [{}, {"corruption__document": 1.0, "corruption__pack_objectives": True}])
+@pytest.mark.thorough
 def test_peer_benchmark_holds_both_steps_against_each_other(tmp_path, changes):
     config = tiny_run.config(tmp_path, model__dtype="float32", **changes)
     result = peer.run(config, repeats=3, python=stand_in(tmp_path, compiled=False), mode="eager")

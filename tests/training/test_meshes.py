@@ -11,6 +11,8 @@ from tests.helpers import tiny_run, two_processes
 from tests.helpers.compiler_flags import fake_devices
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.thorough
+
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
 PATH = str(ROOT)
 

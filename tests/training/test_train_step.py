@@ -100,6 +100,7 @@ def _rows(count, step, seed=0):
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
+@pytest.mark.thorough
 def test_a_batch_and_any_optax_optimizer_make_a_step(small, pieces):
     """As in a loop of one's own: loss and gradient are those of the run's step on the rows behind the batch."""
     model, run_tx, corrupt_rows = small

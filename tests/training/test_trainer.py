@@ -76,6 +76,7 @@ def test_a_complete_run_is_not_trained_again(finished, corpus):
     assert (folder / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.thorough
 def test_ctrl_c_saves_and_the_same_command_goes_on(finished, corpus, monkeypatch):
     folder = corpus / "interrupted"
     progress = "glm_jax.training.metric_writer.MetricWriter.progress"
@@ -292,7 +293,7 @@ def test_log_lines_are_shown_where_nobody_configured_logging(monkeypatch, capsys
             "rules split both 'batch' and 'vocab' over fsdp",
         ),
         ({"corruption__sentinel_offset": 5, "model__block_positions": False}, "without block_positions does not have"),
-        ({"corruption__sentinel_offset": 5, "corruption__random_position": True}, "sentinels stand at the last"),
+        ({"corruption__sentinel_offset": 5, "corruption__random_position": True}, "sentinels have the last position"),
         ({"schedule__warmup": "80 %", "train_duration": "100 steps"}, "warmup of 80 steps is more than half"),
     ],
 )

@@ -303,8 +303,7 @@ def test_a_classifier_on_the_first_token(place, monkeypatch):
     def evaluated(*more):
         out = str(folder / "evaluation")
         task.write_text(f"task = { ({**TOPICS, 'path': str(place / '{split}.jsonl')} | dict(more))!r}")
-        monkeypatch.setattr("sys.argv", ["", "--checkpoint", str(folder), "--tasks", str(task), "--out", out, *flags])
-        evaluate.main()
+        evaluate.main(["--checkpoint", str(folder), "--tasks", str(task), "--out", out, *flags])
         return json.loads((folder / "evaluation" / "results.json").read_text())
 
     task, flags = place / "topics.py", ["--baselines"]
