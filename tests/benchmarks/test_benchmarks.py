@@ -57,6 +57,7 @@ def text(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_step_benchmark_states_its_bound(tmp_path):
     result = step.run(tiny_run.config(tmp_path))
     assert result.keys() >= KEYS

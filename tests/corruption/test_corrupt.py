@@ -82,6 +82,7 @@ def test_rows_are_whole_where_that_is_wanted_or_their_blanks_follow_from_the_tex
     assert config.sequence_length(128) == 128 + 2 * config.capacity(128).max_spans
 
 
+@pytest.mark.thorough
 def test_examples_depend_on_their_index_alone():
     """Batch size, neighbours and place in the batch change nothing; another index or seed does."""
     config = CorruptionConfig(blank_infilling=1, sentence=1, document=1, task_masks=True, short_sequence_prob=0.3)

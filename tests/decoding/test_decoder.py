@@ -263,6 +263,7 @@ def test_many_prompts_share_few_programs(decoder):
     assert decoder_lib.decode_loop._cache_size() - before <= 3  # contexts of 32, 48 and 64 columns
 
 
+@pytest.mark.thorough
 def test_bfloat16_and_stacked_layers_decode_alike(decoder, monkeypatch):
     chosen = prompts(4, seed=6)
     apart = decoder.complete(chosen, SamplingParams(), max_new_tokens=6, keys=keys(4))

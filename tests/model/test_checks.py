@@ -108,6 +108,7 @@ def test_attention_names_the_argument(changes, message):
         attention(**arguments | changes)
 
 
+@pytest.mark.thorough
 def test_losses_name_the_argument():
     params = init_params(GLM(CONFIG), jax.random.key(0))
     with unchecked():

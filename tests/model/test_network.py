@@ -151,6 +151,7 @@ class Watched(nn.Module):
 
 
 @pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.thorough
 def test_intermediates_of_layers_are_stacked(scan):
     model = GLM(dataclasses.replace(CONFIG, scan_layers=scan), mlp=Watched)
     variables = {"params": params(model)}

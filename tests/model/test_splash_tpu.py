@@ -21,6 +21,7 @@ def _inputs(batch, length, heads=2, width=64):
 
 
 @pytest.mark.parametrize("length", [128, 150, 256])
+@pytest.mark.thorough
 def test_equals_dense_forward_and_backward(length):
     q, k, v, weights = _inputs(4, length)
     prefixes = jnp.array([0, 1, length // 2, length])

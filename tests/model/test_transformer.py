@@ -271,6 +271,7 @@ def test_scan_and_remat_change_no_number(tiny):
         assert largest_error(gradients(dataclasses.replace(config, **change), params), expected) < 1e-5, change
 
 
+@pytest.mark.thorough
 def test_remat_policies_compute_again_what_they_say():
     """Products in the gradient of one layer: "dots" repeats those of attention, "full" also the dense layers'."""
 

@@ -9,6 +9,8 @@ from tests.helpers.benchmark_keys import KEYS
 from tests.helpers.paths import ROOT
 from tools import peer
 
+pytestmark = pytest.mark.thorough
+
 # What stands in for an interpreter with torch: reads what the peer gets, and computes its loss here.
 STAND_IN = """#!{python}
 import json, pathlib, sys

@@ -224,6 +224,7 @@ def test_padding_rows_count_nothing(small):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), some, padded)
 
 
+@pytest.mark.thorough
 def test_dropout_differs_by_step_and_micro_batch(small):
     model, tx, corrupt_rows = small
     noisy = GLM(GLMConfig(**{**vars(model.config), "hidden_dropout": 0.3}))

@@ -261,6 +261,7 @@ def test_a_folder_of_an_earlier_version_resumes(finished, corpus, tmp_path):
 
 def test_log_lines_are_shown_where_nobody_configured_logging(monkeypatch, capsys):
     logger = logging.getLogger("glm_jax")
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)  # tests of verbs in this process configure it
     with train_module._log_lines():
         logger.info("compiling")
     logger.info("not shown")
@@ -312,6 +313,7 @@ def test_a_corpus_of_which_nothing_is_held_out_is_refused_before_it_is_read(corp
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.thorough
 def test_held_out_texts_that_are_too_short_for_a_blank_stop_nothing(finished):
     run = from_pretrained(finished[0])
     row = {"tokens": np.full(48, run.tokenizer.special.pad, np.int32), "length": 1}
