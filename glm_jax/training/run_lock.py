@@ -5,6 +5,8 @@ known by its heartbeat: a thread rewrites the file every `HEARTBEAT` seconds, an
 `STALE_AFTER` seconds belongs to a process that is gone.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -146,18 +148,25 @@ class RunLock:
             probe.unlink(missing_ok=True)
 
     def _remove_stale(self, owner: Mapping[str, Any]) -> None:
-        """Removes the lock of `owner`, and of nobody else who took it in the meantime."""
-        now, _ = self._read()
-        if now is not None and now.get("token") == owner.get("token"):
-            aside = self._directory / f".{LOCK_FILE}.{self._owner['token']}.stale"
-            try:
-                self._path.rename(aside)
-            except FileNotFoundError:
-                return
-            if _parse(aside.read_text()).get("token") == owner.get("token"):
-                aside.unlink()
-            else:  # of one who took it between the two lines above
-                aside.rename(self._path)
+        """Removes the lock of `owner`, and of nobody else who took it in the meantime.
+
+        The stale file is locked while it is looked at and removed, so that the second of two processes that remove it
+        finds another file in its place. The kernel frees the file of one that dies here.
+        """
+        if self._remote:  # `_create` looks again after a second
+            now, _ = self._read()
+            if now is not None and now.get("token") == owner.get("token"):
+                self._path.unlink(missing_ok=True)
+            return
+        try:
+            with open(self._path, "r+") as file:
+                with contextlib.suppress(OSError):  # a file system without such locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                in_place = os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
+                if in_place and _parse(file.read()).get("token") == owner.get("token"):
+                    os.unlink(self._path)
+        except FileNotFoundError:
+            return
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):

@@ -110,16 +110,11 @@ def test_an_owner_that_was_replaced_notices_and_leaves_the_lock(tmp_path):
     assert (tmp_path / LOCK_FILE).read_text() == other
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_of_many_starts_at_once_one_gets_the_folder(tmp_path, monkeypatch, remote):
-    """With a stale lock in the way, and also on a disk that has no hard links, or on an object store."""
-    (tmp_path / LOCK_FILE).write_text(json.dumps({"process": 1, "host": "elsewhere", "token": "t"}))
-    os.utime(tmp_path / LOCK_FILE, (1, 1))
-    got, refused, gate = [], [], threading.Barrier(5)
+@pytest.mark.parametrize(("remote", "rounds"), [(False, 40), (True, 1)])
+def test_of_many_starts_at_once_one_gets_the_folder(tmp_path, remote, rounds):
+    """With a stale lock in the way, on a disk and on an object store."""
 
-    def start():
-        lock = RunLock(tmp_path)
-        lock._remote = remote
+    def start(lock, gate):
         gate.wait()
         try:
             lock.__enter__()
@@ -127,13 +122,27 @@ def test_of_many_starts_at_once_one_gets_the_folder(tmp_path, monkeypatch, remot
         except LockError as error:
             refused.append(error)
 
-    threads = [threading.Thread(target=start) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(got), len(refused)) == (1, 4)
-    got[0].__exit__()
+    for number in range(rounds):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / LOCK_FILE).write_text(json.dumps({"process": 1, "host": "elsewhere", "token": "t"}))
+        os.utime(folder / LOCK_FILE, (1, 1))
+        got, refused, gate = [], [], threading.Barrier(8)
+        locks = [RunLock(folder) for _ in range(8)]
+        for lock in locks:
+            lock._remote = remote
+        threads = [threading.Thread(target=start, args=(lock, gate)) for lock in locks]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert (len(got), len(refused)) == (1, 7)
+        got[0].__exit__()
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
