@@ -21,8 +21,8 @@ DEEPEST_BOUND = 1.2  # how long compiling the deepest step may take, relative to
 WARM_BOUND = 10.0  # seconds until the first step of a run with a warm cache
 _START = (
     "import sys, pickle, logging; logging.basicConfig(level=logging.INFO, format='%(message)s'); "
-    "from glm_jax.training.host_memory import keep_freed_memory; keep_freed_memory(); "
-    "config = pickle.load(sys.stdin.buffer); from glm_jax.tuning.train import train; train(config, sys.argv[1])"
+    "config = pickle.load(sys.stdin.buffer); from glm_jax.tuning.train import train; "
+    "from glm_jax.training.host_memory import keep_freed_memory; keep_freed_memory(); train(config, sys.argv[1])"
 )
 _FIRST_STEP = "first step done"
 

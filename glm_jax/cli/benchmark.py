@@ -101,11 +101,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def measure(prog: str, measurement: Measurement, module: str, arguments: Sequence[str]) -> None:
     """Calls `run` of the module with what the command line says, and prints its result as JSON on the last line."""
-    keep_freed_memory()  # before the module or the config file imports JAX
     config, options = parse(prog, measurement, arguments)
     log_to_stderr()
     with one_line_errors():
-        result = importlib.import_module(module).run(*config, **options)
+        run = importlib.import_module(module).run
+        keep_freed_memory()
+        result = run(*config, **options)
 
         import jax
 

@@ -15,7 +15,6 @@ _EXAMPLES = (
 
 def main(arguments: Sequence[str]) -> None:
     """Fine-tunes a checkpoint on tasks, and scores the best one."""
-    keep_freed_memory()  # before the config file imports JAX
     summary = "Train a checkpoint on tasks, and score the best one."
     parser = ConfigParser(_PROG, summary, _EXAMPLES, defaults="finetune", required=("workdir",))
     parser.add_argument("--workdir", help="folder of the run; the same command resumes it; required")
@@ -24,8 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     log_to_stderr()
     with one_line_errors():
         from glm_jax.distributed import processes
-
-        processes.start(options.hosts, options.host_timeout)
         from glm_jax.tuning import run
 
+        keep_freed_memory()
+        processes.start(options.hosts, options.host_timeout)
         print(run.format_summary(run.finetune(config, options.workdir)))

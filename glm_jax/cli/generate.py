@@ -62,11 +62,11 @@ def main(arguments: Sequence[str]) -> None:
     if given["interactive"] and given["num_answers"] != 1:
         parser.error(f"--num-answers {given['num_answers']}: a conversation has one answer a line; leave it out")
     log_to_stderr()
-    keep_freed_memory()
     with one_line_errors():
         from glm_jax.decoding import batch_inference
         from glm_jax.interop import from_pretrained
 
+        keep_freed_memory()
         opening = {name: given[name] for name in ("step", "dtype", "tokenizer")}
         decoder = from_pretrained(given["checkpoint"], **opening).decoder
         history = options.pop("history_tokens")

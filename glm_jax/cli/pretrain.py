@@ -15,7 +15,6 @@ _EXAMPLES = (
 
 def main(arguments: Sequence[str]) -> None:
     """Trains what the config says."""
-    keep_freed_memory()  # before the config file imports JAX
     parser = ConfigParser(_PROG, "Train a GLM on text by blank infilling.", _EXAMPLES, required=("workdir",))
     parser.add_argument("--workdir", help="folder of the run; the same command resumes it; required")
     parser.add_argument("--profile", help="steps=10:15 writes a trace of these steps to WORKDIR/profile")
@@ -24,9 +23,9 @@ def main(arguments: Sequence[str]) -> None:
     log_to_stderr()
     with one_line_errors():
         from glm_jax.distributed import processes
-
-        processes.start(options.hosts, options.host_timeout)
         from glm_jax.training.pretraining import PretrainingTask
         from glm_jax.training.trainer import train_task
 
+        keep_freed_memory()
+        processes.start(options.hosts, options.host_timeout)
         train_task(PretrainingTask(config), options.workdir, profile=options.profile)

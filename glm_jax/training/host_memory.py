@@ -19,7 +19,10 @@ _aside: list[int] = []  # addresses of the fragments that are set aside
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc reuse freed memory instead of returning it to the system. Call it before JAX starts its threads.
+    """Lets glibc reuse freed memory instead of returning it to the system.
+
+    Call it after the imports, whose memory would lie between the buffers of a step (5 % of a small model's step), and
+    before JAX starts its threads, which it does with its first array.
 
     glibc gives large buffers back, and their pages fault in again: on two cores that was a third of the step. The
     process keeps its peak memory instead.

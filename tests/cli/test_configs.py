@@ -175,13 +175,16 @@ def test_wrong_arguments_are_answered_in_one_line(arguments, message, capsys):
     assert printed.err.count("\n") == 1
 
 
-def test_no_jax_is_started_before_the_memory_is_set_up():
-    """glibc must be told before JAX starts its threads; the config file may import JAX."""
+def test_no_thread_of_jax_runs_before_the_memory_is_set_up():
+    """glibc must be told after the imports, and before JAX starts its threads."""
     code = (
         "import sys\nfrom glm_jax.cli import pretrain\n"
-        "def check():\n    print('jax' in sys.modules)\n    sys.exit(3)\n"
+        "def check():\n"
+        "    from jax._src import xla_bridge\n"
+        "    print('glm_jax.training.trainer' in sys.modules, xla_bridge.backends_are_initialized())\n"
+        "    sys.exit(3)\n"
         "pretrain.keep_freed_memory = check\npretrain.main(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", code, f"--config={QUICKSTART}", "--workdir=x"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (3, "False\n")
+    assert (done.returncode, done.stdout) == (3, "True False\n")
