@@ -96,6 +96,7 @@ def test_imports_have_no_circles():
     assert circles(read_imports(PACKAGE)) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changed", "line", "fault"),
     [

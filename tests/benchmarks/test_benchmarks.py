@@ -43,6 +43,7 @@ def test_masked_words_are_no_part_b():
     assert useful_flops(config, masked) == 3 * (dense + attention + 2 * 8 * 100 * 2)
 
 
+@pytest.mark.thorough
 def test_corruption_benchmark_measures_every_objective():
     result = corruption.run(length=64, batch=4)
     assert set(result["examples_per_second"]) == set(corruption.MIXTURES)
@@ -135,6 +136,7 @@ def test_a_length_that_cannot_be_is_refused(length):
         corruption.run(length=length, batch=2)
 
 
+@pytest.mark.thorough
 def test_attention_benchmark_compares_what_runs_here_and_says_what_does_not():
     result = attention_.run(rows=2, length=24, prefix=17, heads=2, dtype="float32")
     table = result["backends"]

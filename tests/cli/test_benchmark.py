@@ -22,6 +22,7 @@ def _parse(name, *words):
     return benchmark.parse(f"{PROG} {name}", benchmark.MEASUREMENTS[name], words)
 
 
+@pytest.mark.thorough
 def test_the_result_is_the_last_line():
     command = [*PROG.split()[1:], "corruption", "--length=32", "--batch=2"]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)

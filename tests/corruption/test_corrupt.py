@@ -46,6 +46,7 @@ def test_documents_of_a_row_share_the_spans():
     assert np.mean(shares) > 0.14 * 256
 
 
+@pytest.mark.thorough
 def test_rows_with_too_many_spans_are_truncated():
     """T is what most rows need; as much text is lost as the config allows at most, and no other row changes."""
     rows, length = text_rows(4000, 128), 128
@@ -165,6 +166,7 @@ def test_missing_sentence_ends_are_refused():
         )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mixture", [{}, {"sentence": 0.6, "document": 0.4}])
 def test_no_array_of_blanks_by_columns_is_held(mixture):
     """36 blanks of 568 columns would be 40 times the row; XLA computes what is summed over them on the way."""

@@ -72,6 +72,7 @@ def assert_equal_examples(config, count, length, seed):
         np.testing.assert_array_equal(ours[same], theirs[same], err_msg=field.name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["mixture", "packed", "short_sequences", "ablations"])
 def test_examples_equal_those_of_the_device(name):
     assert_equal_examples(CorruptionConfig(**CONFIGS[name]), 400, 64, seed=1)
@@ -125,6 +126,7 @@ def test_numbers_from_words_are_those_of_the_device():
         np.testing.assert_array_equal(numpy_random.bernoulli(words, probability), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, {"pack_objectives": True, "document": 1.0}])
 def test_workers_need_no_device(options):
     """A process in which JAX cannot start any backend."""

@@ -86,6 +86,7 @@ def test_blank_infilling_follows_the_original_distribution(stats, fidelity):
     assert abs(batch.prefix_lengths.mean() - stats["bert/sep_mean"]) < 4 * batch.prefix_lengths.std() * np.sqrt(2 / N)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ratio", ["0.5", "0.25"])
 def test_document_follows_the_original_distribution(stats, ratio, fidelity):
     batch, _ = sample(

@@ -30,6 +30,7 @@ def test_batches_are_equal_on_meshes(config, axis_type):
             assert sharding.startswith(spec[:-1].rstrip(",")), (spec, name, sharding)
 
 
+@pytest.mark.thorough
 def test_batches_are_equal_on_an_explicit_mesh_of_one_device():
     """`jax.make_mesh` makes Explicit axes unless told otherwise."""
     tokens, ends = random_rows(4, 32)
@@ -43,6 +44,7 @@ def test_batches_are_equal_on_an_explicit_mesh_of_one_device():
     jax.tree.map(np.testing.assert_array_equal, batch, expected)
 
 
+@pytest.mark.thorough
 def test_batches_are_equal_in_vmap_and_jit():
     """Over groups of rows, and over keys."""
     tokens, ends = random_rows(6, 32)

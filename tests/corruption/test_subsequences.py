@@ -66,6 +66,7 @@ def _cut_plainly(tokens, length, size, is_end):
     return text[:row], cuts
 
 
+@pytest.mark.thorough
 def test_cuts_match_plain_loops():
     """Rows of every length, with and without a [CLS], with many ends and few."""
     rng = np.random.default_rng(1)
@@ -91,6 +92,7 @@ def test_cuts_match_plain_loops():
     assert numbers == {1, 2, 3, 4}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mixture", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
 def test_every_subsequence_is_an_example_of_its_own(mixture):
     """Positions begin at 0 in each; Part A and the spans of a subsequence, put together, are its text."""
@@ -177,6 +179,7 @@ def test_every_subsequence_has_a_span_however_small_the_documents_ratio():
         assert len(subsequences) == 1 + (np.diff(batch.segment_ids[i, : batch.prefix_lengths[i]]) > 0).sum()
 
 
+@pytest.mark.thorough
 def test_a_cut_row_is_full():
     """No work is lost on padding: a cut row keeps as many tokens as a whole one, within a few."""
     tokens = _rows(400, 512, ends=0.05)

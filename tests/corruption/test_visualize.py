@@ -39,6 +39,7 @@ def test_figure_2_of_the_paper():
     assert matrix == ["#####|....."] * 5 + ["#####|" + "#" * n + "." * (5 - n) for n in range(1, 6)]
 
 
+@pytest.mark.thorough
 def test_subsequences_do_not_attend_to_each_other():
     batch = _figure_2()
     batch = batch.replace(segment_ids=np.array([[1, 1, 2, 2, 2, 2, 2, 2, 1, 1, *[0] * (batch.tokens.shape[1] - 10)]]))

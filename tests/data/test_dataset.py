@@ -13,6 +13,7 @@ def quiet(line):
     del line
 
 
+@pytest.mark.thorough
 def test_embedded_corpus(embedded):
     statistics = embedded.statistics["bible"]
     assert (statistics["train"]["documents"], statistics["validation"]["documents"]) == (2278, 100)

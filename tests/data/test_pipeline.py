@@ -66,6 +66,7 @@ def test_the_stream_depends_neither_on_batch_size_nor_on_threads(rows, batch_siz
     assert_same(join(take(96 // batch_size, rows, batch_size=batch_size, threads=threads)), expected)
 
 
+@pytest.mark.thorough
 def test_workers_make_the_same_batches(embedded):
     """Also after a jump, for which they begin anew."""
     rows = embedded.train_rows
@@ -90,6 +91,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["killed", "forgotten"])
 def test_workers_do_not_outlive_the_run(embedded, embedded_folder, how):
     done = subprocess.run(

@@ -85,6 +85,7 @@ def test_alternatives_come_by_falling_score(model):
     assert scores[0] >= sum(greedy.scores) - 1e-4
 
 
+@pytest.mark.thorough
 def test_seeds_belong_to_prompts(model):
     options = {"temperature": 1.0, "max_new_tokens": 6}
     prompts = ["ba [MASK] de.", "go [MASK] la.", "ba [MASK] de."]
@@ -161,6 +162,7 @@ def test_an_unknown_mask_is_named(model):
         encode_prompt(without, "ba [gMASK]")
 
 
+@pytest.mark.thorough
 def test_a_file_of_prompts_goes_on_where_it_stopped(model, tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts = ["ba [MASK] de.", "go la", "ku [MASK] la [MASK].", "mo [MASK]"]

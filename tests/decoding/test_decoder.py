@@ -100,6 +100,7 @@ def test_answers_are_the_greedy_ones(decoder, order, begun):
     np.testing.assert_allclose(found.scores, [scores[i] for i in rank], atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_an_answer_does_not_depend_on_its_batch(decoder):
     """Neighbours, place, and rows that end early: bitwise. Another batch size: the same tokens, scores to 1e-5."""
     chosen, k = prompts(5, seed=1, blanks=2), keys(5)
@@ -119,6 +120,7 @@ def test_an_answer_does_not_depend_on_its_batch(decoder):
             np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_padding_does_not_change_an_answer():
     """The same prompts in a context of 32 and of 64 columns."""
     chosen = prompts(2, seed=2)
@@ -195,6 +197,7 @@ def test_beams_find_the_best_of_all_answers(tiny):
     assert answers[0].tokens[0] == best[0][0]
 
 
+@pytest.mark.thorough
 def test_one_beam_is_greedy(decoder):
     chosen = prompts(6, seed=5)
     prepared = decoder.params
@@ -239,6 +242,7 @@ def test_samples_follow_the_probabilities_of_the_model(tiny):
     assert statistic < degrees + 4 * (2 * degrees) ** 0.5
 
 
+@pytest.mark.thorough
 def test_restrictions_hold(decoder):
     chosen = prompts(8, seed=7, lengths=(5, 20))
     free = decoder.complete(chosen, SamplingParams(), max_new_tokens=20, keys=keys(8))
@@ -256,6 +260,7 @@ def test_restrictions_hold(decoder):
     assert all(common not in a.tokens[0] for (a,) in without)
 
 
+@pytest.mark.thorough
 def test_many_prompts_share_few_programs(decoder):
     chosen = prompts(30, seed=8, lengths=(4, 60))
     before = decoder_lib.decode_loop._cache_size()

@@ -70,6 +70,7 @@ def _write_store(folder, shards):
         (folder / f"shard-{shard:05d}.array_record").touch()
 
 
+@pytest.mark.thorough
 def test_two_hosts_tell_what_is_wrong(tmp_path):
     _write_store(tmp_path / "0", [0, 1])
     _write_store(tmp_path / "1", [0])

@@ -13,6 +13,7 @@ from glm_jax.tasks.task import find, from_settings
 from tests.helpers.golden_tasks import DATA, needs_data
 
 
+@pytest.mark.thorough
 def test_the_linear_model_solves_its_problem():
     """Its gradient, written out here, is nothing where it stops; it knows an unseen text by its words."""
     known = ["good good film", "a film so bad", "very good", "bad bad bad", "fine film"]
@@ -40,6 +41,7 @@ def test_the_linear_model_solves_its_problem():
     np.testing.assert_allclose(found[0], expected[0], atol=2e-3)
 
 
+@pytest.mark.thorough
 def test_of_a_task(tmp_path):
     rows = [{"text": f"word{i % 3} thing", "label": int(i % 3 == 0)} for i in range(9)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

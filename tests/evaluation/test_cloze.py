@@ -115,6 +115,7 @@ def test_one_pass_is_one_pass_a_candidate(model):
         np.testing.assert_allclose(found.values, alone(model, *example), atol=1e-5, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("batch_size", "row_length"), [(1, None), (2, 40), (5, 48)])
 def test_batch_padding_and_chunks_change_nothing(model, batch_size, row_length):
     examples = [encode(*example) for example in made_up(5)]

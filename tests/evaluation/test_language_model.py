@@ -116,6 +116,7 @@ def test_choices_keep_the_blank():
         lm.encode_choices(words, fields, 12)
 
 
+@pytest.mark.thorough
 def test_losses_do_not_depend_on_the_batch():
     with np.load(FOLDER / "ckpt_A.npz") as file:
         params = from_state_dict(dict(file), 4)

@@ -57,6 +57,7 @@ def measure(tmp_path, config, dtype, shards=1, param_dtype="float32"):
     return float(done.stdout)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 @pytest.mark.parametrize(("dtype", "shards"), [("float16", 2), ("float32", 1)])
 def test_peak_memory_of_a_deep_model(tmp_path, dtype, shards):

@@ -128,6 +128,7 @@ def test_queries_keys_and_values_of_a_shard_are_its_heads():
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("to", ["megatron", "hub", "glm_jax"])
 def test_half_precision_survives(tmp_path, to, dtype):

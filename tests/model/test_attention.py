@@ -84,6 +84,7 @@ def test_bfloat16_keeps_the_softmax_in_float32(qkv):
     assert all(e.outvars[0].aval.dtype == jnp.float32 for e in exps)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("backend", PORTABLE)
 def test_every_query_sees_trained_keys(qkv, backend, segments, monkeypatch):
@@ -125,6 +126,7 @@ def test_large_scores_stay_finite(qkv):
     assert np.isfinite(gradients).all()
 
 
+@pytest.mark.thorough
 def test_attention_dropout_drops_probabilities(qkv):
     q, k, _ = qkv
     ones = jnp.ones((B, T, N, H))
@@ -192,6 +194,7 @@ def test_a_known_longest_prefix_changes_nothing_but_the_work(qkv, backend, segme
             assert (f"[{B},{N},{T},{T}]" in work) == (boundary in (0, T))
 
 
+@pytest.mark.thorough
 def test_a_known_longest_prefix_drops_both_parts_independently(qkv, monkeypatch):
     monkeypatch.setattr("glm_jax.model.dense_attention._MIN_KEYS_TO_SPLIT", 2)
     q, k, _ = qkv
@@ -232,6 +235,7 @@ def test_errors_name_the_way_out(qkv):
         attention(q[:, :2], k, v, PREFIXES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("query_block", [1, 3, 384])
 def test_chunks_of_any_size_give_dense_attention(qkv, query_block, monkeypatch):
     """Also with queries at some positions only, as the last layer asks."""

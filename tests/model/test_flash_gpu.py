@@ -93,6 +93,7 @@ def test_only_visible_tiles_are_visited():
                 np.testing.assert_array_equal(np.flatnonzero(whole), unmasked)
 
 
+@pytest.mark.thorough
 def test_a_mesh_changes_nothing():
     q, k, v, _ = _inputs(2, 70, heads=2)
     prefixes, options = jnp.array([40, 70]), {"dropout_rate": 0.5, "dropout_key": jax.random.key(1)}

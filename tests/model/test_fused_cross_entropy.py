@@ -36,6 +36,7 @@ def gradients(actual):
     return jax.value_and_grad(actual, argnums=(0, 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("part", [7, 16, 1000])
 def test_equals_the_loss_of_the_logits(part, smoothing, monkeypatch):

@@ -73,6 +73,7 @@ def test_forward_mode_and_hessians(case):
     )
 
 
+@pytest.mark.thorough
 def test_losses_of_logits_have_a_forward_mode():
     logits = jax.random.normal(jax.random.key(0), (2, 3, 7))
     function = lambda logits: cross_entropy(logits, jnp.ones((2, 3), jnp.int32), jnp.ones((2, 3)), 0.1)[0]  # noqa: E731

@@ -41,6 +41,7 @@ def test_equals_dense_forward_and_backward(length):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
+@pytest.mark.thorough
 def test_a_mesh_changes_nothing():
     q, k, v, _ = _inputs(2, 130)
     prefixes = jnp.array([40, 130])
@@ -72,6 +73,7 @@ def test_it_needs_a_tpu():
         attention(q, k, v, jnp.array([40]), backend="splash")
 
 
+@pytest.mark.thorough
 def test_queries_after_the_longest_prefix_are_dense(on_a_tpu, monkeypatch):
     q, k, v, _ = _inputs(2, 150)
     prefixes = jnp.array([40, 128])

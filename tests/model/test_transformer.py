@@ -153,6 +153,7 @@ def test_parameter_counts(name, count):
     assert parameter_count(GLMConfig.named(name)) == count
 
 
+@pytest.mark.thorough
 def test_fresh_parameters_have_the_statistics_of_the_original(fidelity):
     config = GLMConfig(4000, 12, 256, 8, 512)
     params = nn.unbox(jax.jit(lambda: init_params(config, jax.random.key(0)))())
@@ -233,6 +234,7 @@ def random_targets(tiny):
     return np.random.default_rng(3).integers(0, 12, (3, 5)).astype(np.int32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_target_index_selects_logits(tiny, scan, num_layers):
@@ -300,6 +302,7 @@ def test_remat_policies_compute_again_what_they_say():
     assert actual["none"] < actual["dots"] < actual["full"], actual
 
 
+@pytest.mark.thorough
 def test_bfloat16_is_near_float32(tiny):
     config, params, batch = tiny
     low = dataclasses.replace(config, dtype="bfloat16")
@@ -322,6 +325,7 @@ def test_erf_gelu_differs_slightly(tiny):
 # --- dropout
 
 
+@pytest.mark.thorough
 def test_dropout_is_reproducible_and_off_when_deterministic(tiny):
     config, params, batch = tiny
 
@@ -336,6 +340,7 @@ def test_dropout_is_reproducible_and_off_when_deterministic(tiny):
     np.testing.assert_array_equal(run(1, hidden_dropout=0.0, attention_dropout=0.0), still)
 
 
+@pytest.mark.thorough
 def test_both_branches_of_a_layer_are_dropped_at_the_rate(tiny):
     """Hidden dropout seen through a layer whose branches are constant: the zeros are the dropped elements."""
     config, params, batch = tiny
@@ -355,6 +360,7 @@ def test_both_branches_of_a_layer_are_dropped_at_the_rate(tiny):
     assert abs((attended & fed).mean() - 0.75**2) < 0.01  # independent of each other
 
 
+@pytest.mark.thorough
 def test_layers_draw_different_dropout(tiny):
     """Layers that add 1, 10 and 100 to every kept element: all eight sums appear only if they drop independently."""
     config, params, batch = tiny
@@ -459,6 +465,7 @@ def test_positions_outside_the_tables(tiny):
     assert np.isnan(logits[2]).all()
 
 
+@pytest.mark.thorough
 def test_fresh_parameters_need_no_attention_kernel(monkeypatch):
     """Which may not be vmapped over layers: neither making parameters nor checking their shapes calls one."""
     config = GLMConfig(64, 2, 16, 2, 16, dtype="bfloat16", attention_backend="cudnn", attention_dropout=0.0)

@@ -27,6 +27,7 @@ def by_tensor():
     return _plan({"tensor": 4})
 
 
+@pytest.mark.thorough
 @plan_summaries.needs_libtpu
 def test_caches_are_split_over_all_chips(by_tensor):
     """Also the answers' own, which begin as zeros."""
@@ -49,6 +50,7 @@ def test_products_and_traffic_of_a_token(by_tensor):
     assert by_tensor["uncounted_loops"] == 0
 
 
+@pytest.mark.thorough
 @plan_summaries.needs_libtpu
 def test_parameters_split_by_fsdp_are_gathered_for_every_token(by_tensor):
     gathered = _plan({"fsdp": 4})
@@ -96,6 +98,7 @@ def test_what_cannot_be_decoded_is_refused(asked, message):
         _plan({}, **asked)
 
 
+@pytest.mark.thorough
 @plan_summaries.needs_libtpu
 def test_the_verb_plans_decoding(tmp_path):
     config = tmp_path / "config.py"

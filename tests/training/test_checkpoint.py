@@ -139,6 +139,7 @@ print(before.checksum)
 """
 
 
+@pytest.mark.thorough
 def test_restore_onto_other_meshes(tmp_path):
     env = fake_devices(8)
     command = [sys.executable, "-c", RESHARD, str(tmp_path)]

@@ -64,6 +64,7 @@ def test_a_lock_that_a_crash_cut_short_is_stale(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.thorough
 def test_the_owner_on_another_machine_is_known_by_its_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "STALE_AFTER", 3.0)
     path = tmp_path / LOCK_FILE

@@ -120,6 +120,7 @@ def test_a_batch_and_any_optax_optimizer_make_a_step(small, pieces):
     assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.thorough
 def test_accumulation_changes_nothing(small):
     """Token-weighted: the same losses and parameters as the whole batch at once, though targets differ in number."""
     model, tx, corrupt_rows = small
@@ -135,6 +136,7 @@ def test_accumulation_changes_nothing(small):
         np.testing.assert_array_equal(metrics["sums"].weight, expected["sums"].weight)
 
 
+@pytest.mark.thorough
 def test_a_micro_batch_is_corrupted_as_in_the_whole_batch(small):
     _, _, corrupt_rows = small
     whole = corrupt_rows(_rows(8, 0))
@@ -197,6 +199,7 @@ def test_examples_side_by_side_stay_together_in_micro_batches(pack_objectives):
     np.testing.assert_array_equal(metrics["sums"].weight, expected["sums"].weight)
 
 
+@pytest.mark.thorough
 def test_dropout_differs_by_lane(pack_objectives):
     """Two equal examples side by side: attention drops different keys of each."""
     model, tx, _, ends = pack_objectives
@@ -214,6 +217,7 @@ def test_dropout_differs_by_lane(pack_objectives):
         noisy.apply({"params": params}, *inputs, slots=twice.slots[:1])
 
 
+@pytest.mark.thorough
 def test_padding_rows_count_nothing(small):
     model, tx, corrupt_rows = small
     params = unbox(init_state(model, tx, jax.random.key(1))).params

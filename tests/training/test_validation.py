@@ -31,6 +31,7 @@ class Pairs(NgramBaseline):
         return np.full(target.size, 2.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pack_objectives", [False, True])
 def test_baselines_know_the_token_before_each_target(pack_objectives):
     config = CorruptionConfig(1, 0, 1, pack_objectives=pack_objectives, document_suffix_prob=1.0)

@@ -100,6 +100,7 @@ def finished(place):
     return place / "whole", finetune(config(place), str(place / "whole"))
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_its_best_checkpoint_and_its_test(finished):
     folder, summary = finished
     assert set(losses(folder)) == set(range(1, 7))
