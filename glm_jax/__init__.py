@@ -34,7 +34,8 @@ _HOMES = {
     "train": "glm_jax.tuning.train",
 }
 
-_MODULES = ("config", "tokenizers")  # `glm_jax.config.pretrain()`, `glm_jax.tokenizers.load(folder)`
+# `glm_jax.config.pretrain()`, `glm_jax.methods.LoRA(rank=8)`, `glm_jax.tokenizers.load(folder)`
+_MODULES = ("config", "methods", "tokenizers")
 
 __all__ = sorted(_HOMES)
 

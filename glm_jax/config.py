@@ -11,6 +11,7 @@ from ml_collections.config_dict import placeholder
 
 from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.files import nearest
+from glm_jax.methods import FirstLayers, LoRA, Prompt, PromptSpell, PTuningV2
 from glm_jax.model.config import GLMConfig
 
 KINDS = ("pretrain", "finetune")
@@ -144,6 +145,7 @@ def pretrain() -> ConfigDict:
     config.data.tokenizer.training_megabytes = 200.0
 
     fields = {field.name: field.default for field in dataclasses.fields(GLMConfig)}
+    del fields["adapter_dropout"]  # a tuning method's
     config.model = _with_types(  # None: from `size`; vocab_size None: the tokenizer's
         GLMConfig, {name: None if value is dataclasses.MISSING else value for name, value in fields.items()}
     )
@@ -214,8 +216,15 @@ def finetune() -> ConfigDict:
         config.loss = "cross_entropy"  # of candidates: hinge, generative, mix, adapet
         config.label_smoothing = placeholder(float)  # of written answers; None: the task's
         config.length_penalty = placeholder(float)  # of candidates' scores; None: the task's
-        config.head = "cloze"  # or "classifier", a head on the first token
+        config.head = "cloze"  # or "classifier", a head on one token
         config.classes = placeholder(int)  # of the classifier; computed
+        config.pool = (
+            "cls"  # the token that a classifier reads: the first; start, of Part B; or pad, the last of Part A
+        )
+        config.method = "full"  # what trains: a name in glm_jax.methods.METHODS, with its section below; docs/tuning.md
+        for kind in (LoRA, PTuningV2, Prompt, PromptSpell, FirstLayers):
+            config[kind.name] = _with_types(kind, dataclasses.asdict(kind()))
+        config.frozen_dtype = "float32"  # of the parameters that do not train; bfloat16 halves their memory
         config.packed_length = placeholder(int)  # tokens of a row that several written answers share; None: a row each
         config.eval_batch_size = 16  # changes no result
     hints = typing.get_type_hints(GLMConfig)

@@ -1,6 +1,8 @@
 """Settings for every test: jaxtyping annotations are checked, silent rank promotion is an error."""
 
+import gc
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -24,6 +26,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def fidelity(request):
     """Compares with the original, for docs/fidelity.md; see tests/helpers/fidelity.py."""
     return Fidelity(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Every program that XLA compiles for CPUs takes memory maps; at 65,530 Linux gives no more, and LLVM aborts."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -53,7 +53,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         (
             f"python -m glm_jax benchmark {verb}"
-            for verb in ("step", "attention", "decode", "input", "compile", "finetune")
+            for verb in ("step", "attention", "decode", "input", "compile", "finetune", "methods")
         ),
         "tests/benchmarks/test_benchmarks.py",
     ),

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "glm_jax"
 # From top to bottom: a room may import those below it. `__init__` and `__main__` name public things and verbs.
 ROOMS = (
     "cli", "benchmarks", "tuning", "planning", "evaluation", "interop", "tasks", "training", "data", "config",
-    "decoding", "corruption", "model", "distributed", "tokenizers", "files",
+    "methods", "decoding", "corruption", "model", "distributed", "tokenizers", "files",
 )  # fmt: skip
 
 

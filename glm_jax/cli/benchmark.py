@@ -82,6 +82,17 @@ MEASUREMENTS = {
         },
         ("", "--size=config"),
     ),
+    "methods": Measurement(
+        "what each tuning method costs, against full fine-tuning",
+        "configs/finetune/ag_news.py",
+        {
+            "size": ("base", "of the checkpoint that it stands for"),
+            "words": (200, "of every field of an example"),
+            "repeats": (5, "pairs of steps, of which the median counts"),
+            "methods": ((str,), "some of them, by name"),
+        },
+        ("", "--size=large --config.frozen_dtype=bfloat16 --methods lora p_tuning_v2"),
+    ),
     "finetune": Measurement(
         "one step of a fine-tuning config on synthetic examples",
         "configs/finetune/ag_news.py",

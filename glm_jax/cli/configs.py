@@ -24,16 +24,18 @@ _TRUE, _FALSE = ("true", "t", "1"), ("false", "f", "0")
 class ConfigParser(Parser):
     """The arguments of a verb that takes a config.
 
-    `defaults` names the function of glm_jax.config with all keys and their defaults; `file` is the config file taken
-    where the command line names none. Options in `required` may be missing only with --print-config.
+    `defaults` names the function of glm_jax.config with all keys and their defaults, or several of them where configs
+    of several kinds are taken; `file` is the config file taken where the command line names none. Options in `required`
+    may be missing only with --print-config.
     """
 
     def __init__(
-        self, prog: str, description: str, examples: Sequence[str], *, defaults: str = "pretrain",
+        self, prog: str, description: str, examples: Sequence[str], *, defaults: str | tuple[str, ...] = "pretrain",
         file: str | None = None, required: Sequence[str] = (),
     ):  # fmt: skip
         super().__init__(prog, description, (*examples, f"{prog} --print-config   # every key, with its default"))
-        self._base, self._file, self._needed = defaults, file, required
+        self._kinds = (defaults,) if isinstance(defaults, str) else defaults
+        self._base, self._file, self._needed = self._kinds[0], file, required
         note = f"default: {file}" if file else "required"
         self.add_argument(
             "--config", metavar="FILE", help=f"a file of configs/, or FILE:VARIANT where it has several; {note}"
@@ -50,7 +52,8 @@ class ConfigParser(Parser):
             options = self.parse_args(rest)
             file = file or self._file
             if options.print_config:
-                print("\n".join(config_lines(self._config(file, replaced), self._base)))
+                config = self._config(file, replaced)
+                print("\n".join(config_lines(config, config.get("kind", self._base))))
                 sys.exit(0)
             if file is None:
                 self.error("--config=FILE is missing: name a file of configs/")
@@ -58,7 +61,7 @@ class ConfigParser(Parser):
                 if getattr(options, name) is None:
                     self.error(f"--{name} is missing; see {self.prog} --help")
             config = self._config(file, replaced)
-            if (kind := config.get("kind", self._base)) != self._base:
+            if (kind := config.get("kind", self._base)) not in self._kinds:
                 self.error(f"{file} is a config of another kind; use it with python -m glm_jax {kind}")
             return options, config
         except ConfigError as error:

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
         "--baselines", action="store_true", help="also score baselines that need no model: docs/tasks.md"
     )
     parser.add_argument("--tokenizer", help="folder of a tokenizer, for checkpoints without one")
+    parser.add_argument("--adapter", help="folder of an adapter that was trained on the checkpoint")
     options = parser.parse_args(arguments)
     log_to_stderr()
     with one_line_errors():
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         others = [name for name in names if name.partition(":")[0] not in LANGUAGE_TASKS]
         tasks = {name: find(name, options.data) for name in others}  # an unknown name fails before the work starts
         model, params, tokenizer = loaded = from_pretrained(
-            options.checkpoint, dtype="float32", tokenizer=options.tokenizer
+            options.checkpoint, dtype="float32", tokenizer=options.tokenizer, adapter=options.adapter
         )
         loaded.require_tokenizer()
         settings = results_lib.Options(
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str]) -> None:
             length=options.length or model.config.max_position_embeddings,
             overlap=options.overlap or None, unidirectional=options.unidirectional,
             head=options.head or ("classifier" if "classifier" in params else "cloze"),
+            pool=loaded.pool,
         )  # fmt: skip
         results = []
         for name in names:

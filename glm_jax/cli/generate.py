@@ -1,6 +1,7 @@
 """python -m glm_jax generate --checkpoint runs/quickstart --prompt "And God said, [MASK]." """
 
 import json
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ def _parser() -> Parser:
     add("--output", help="jsonl; prompts that it already answers are skipped")
     add("--step", help="of a run: a number, 'latest' or 'best'; default: best of fine-tuning, latest of pretraining")
     add("--tokenizer", help="folder of a tokenizer, for a checkpoint that has none")
+    add("--adapter", help="folder of an adapter that was trained on the checkpoint")
     add("--dtype", help="compute dtype, such as bfloat16; by default the run's, float32 for others")
     add("--max-new-tokens", type=int, default=64, help="most tokens of an answer")
     add("--order", default="left-to-right", help="of filling: right-to-left, random, or numbers such as 2,0,1")
@@ -49,10 +51,12 @@ def main(arguments: Sequence[str]) -> None:
     """Answers prompts and prints or writes the filled texts."""
     parser = _parser()
     given = vars(parser.parse_args(arguments))
-    not_sampling = ("checkpoint", "prompt", "prompts", "interactive", "output", "step", "tokenizer", "dtype")
+    not_sampling = ("checkpoint", "prompt", "prompts", "interactive", "output", "step", "tokenizer", "dtype", "adapter")
     options = {name: value for name, value in given.items() if name not in not_sampling}
     if bool(given["prompts"]) != bool(given["output"]):
         parser.error("--prompts FILE and --output FILE belong together")
+    if given["prompts"] and not pathlib.Path(given["prompts"]).is_file():
+        parser.error(f"--prompts {given['prompts']}: there is no such file")
     order = options["order"]
     if order not in ("left-to-right", "right-to-left", "random"):
         try:
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         from glm_jax.interop import from_pretrained
 
         keep_freed_memory()
-        opening = {name: given[name] for name in ("step", "dtype", "tokenizer")}
+        opening = {name: given[name] for name in ("step", "dtype", "tokenizer", "adapter")}
         decoder = from_pretrained(given["checkpoint"], **opening).decoder
         history = options.pop("history_tokens")
         if given["prompts"]:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from glm_jax.decoding import beam_search, sampling, steps
 from glm_jax.decoding.options import DecodingError, SamplingParams, SamplingValues
 from glm_jax.decoding.prompts import EncodedPrompt
 from glm_jax.distributed import sharding
+from glm_jax.model.adapters import prefix_length
 from glm_jax.model.transformer import GLM
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.special import SpecialTokens
@@ -80,12 +81,24 @@ class Decoder:
     def __init__(self, model: GLM, params: Any, tokenizer: Tokenizer | SpecialTokens):
         if not isinstance(tokenizer, Tokenizer | SpecialTokens):
             raise TypeError(f"Decoder takes a tokenizer, or SpecialTokens, not {type(tokenizer).__name__}")
+        if not isinstance(model, GLM) or not isinstance(params, Mapping):
+            raise TypeError(
+                f"Decoder takes (model, params, tokenizer), not {type(model).__name__} and {type(params).__name__}"
+            )
+        if "word_embeddings" not in params:
+            raise ValueError(f"params has {', '.join(params)}: pass the tree of the model's parameters itself")
+        rows = params["word_embeddings"]["embedding"].shape[0]
+        if isinstance(tokenizer, Tokenizer) and tokenizer.num_tokens > rows:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.num_tokens} tokens, but the model {rows}: they do not belong together"
+            )
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self.special = tokenizer.special if isinstance(tokenizer, Tokenizer) else tokenizer
         self.model, self.config = model, model.config
         self.mesh = _mesh_of(params)
         self.stops = tuple(sorted({self.special.end, self.special.eos}))
         with self.active():
+            params = _with_computed_prefix(model, params)
             self.params = steps.prepare(params, config=self.config, unrolled=steps.decode_unrolled())
 
     def active(self):
@@ -270,7 +283,7 @@ class Decoder:
             return
         rows = rows_of(min(batch_size, len(prompts)), self.mesh)
         blanks = max(len(p.blanks) for p in prompts)
-        context = bucket(max(map(_context_length, prompts)))
+        context = bucket(max(map(_context_length, prompts))) + prefix_length(self.params)
         cache = steps.cache_bytes(self.config, rows, width, context, blanks * (max_new_tokens + 1))
         logits = 4 * 4 * rows * width * self.config.vocab_size
         limit *= 1 if self.mesh is None else self.mesh.size
@@ -281,6 +294,19 @@ class Decoder:
                 f"{limit / 2**30:,.1f} GiB are left: lower batch_size ({batch_size}), num_beams, num_answers or "
                 "max_new_tokens"
             )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _computed_prefix(model, params):
+    keys, values = model.apply({"params": params}, method="trained_prefix")
+    return {"keys": keys[:, 0], "values": values[:, 0]}
+
+
+def _with_computed_prefix(model, params):
+    """`params` with the keys and values of a prefix that an MLP or virtual tokens give, computed once."""
+    if "prefix" not in params or "keys" in params["prefix"]:
+        return params
+    return {**params, "prefix": _computed_prefix(model, params)}
 
 
 def _context_length(prompt):

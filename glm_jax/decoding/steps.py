@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from glm_jax.model.adapters import prefix_length
 from glm_jax.model.cached_attention import KVCache
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM
@@ -43,12 +44,18 @@ def prepare(params: Any, *, config: GLMConfig, unrolled: bool) -> Any:
         return leaf if is_norm or leaf.dtype == dtype else leaf.astype(dtype)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
-    return params | _unstack(params, config.num_layers) if unrolled else params
+    if not unrolled:
+        return params
+    unstacked = _unstack(params)
+    return {name: tree for name, tree in params.items() if name != "first_layers"} | unstacked
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _unstack(params, num_layers):
-    layers = [jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(num_layers)]
+@jax.jit
+def _unstack(params):
+    layers = []
+    for name in ("first_layers", "layers"):
+        leaves = jax.tree.leaves(params.get(name))
+        layers += [jax.tree.map(lambda a, i=i: a[i], params[name]) for i in range(leaves[0].shape[0] if leaves else 0)]
     return {"layers": tuple(layers), "head": params["word_embeddings"]["embedding"].T}
 
 
@@ -70,12 +77,14 @@ def encode(
 ) -> PrefillCache:
     """Keys and values of `tokens`, of which the first `lengths` of each row are real; `params` from `prepare`.
 
-    Those of a trained `prefix` (see `GLM`) become the first columns of the context.
+    Those of a trained `prefix` (see `GLM`), or of one that the parameters hold, become the first columns of the
+    context.
     """
     _, outputs = _apply(
         model, params, tokens, position_ids, block_position_ids, prefix_lengths, prefix=prefix, head=False
     )
-    return PrefillCache(*outputs.keys_values, lengths if prefix is None else lengths + prefix[0].shape[2])
+    trained = prefix_length(params) if prefix is None else prefix[0].shape[2]
+    return PrefillCache(*outputs.keys_values, lengths + trained)
 
 
 def empty_answers(context: PrefillCache, width: int, length: int) -> tuple[Any, Any]:

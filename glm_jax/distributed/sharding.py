@@ -69,7 +69,12 @@ def partition_spec(axes: Sequence[str | None], rules: Rules = RULES, name: str =
 
 
 def logical_axis_rules(rules: Rules = RULES):
-    """Context in which Linen's `with_logical_constraint` in the modules follows `rules`; enter it around tracing."""
+    """Context in which Linen's `with_logical_constraint` in the modules follows `rules`; enter it around tracing.
+
+    Raises ValueError where the mesh that is set lacks an axis that the rules may name.
+    """
+    if (mesh := jax.sharding.get_abstract_mesh()).shape:
+        _check_axes(mesh)
     return nn.logical_axis_rules(tuple(rules.items()))
 
 
@@ -121,7 +126,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
     """Returns the sharding of every array of a batch: the first dimension over the mesh axes of "batch"."""
+    _check_axes(mesh)
     return NamedSharding(mesh, partition_spec(("batch",), rules, "batch"))
+
+
+def _check_axes(mesh: Any) -> None:
+    """Raises ValueError for a mesh without an axis that rules may name."""
+    if missing := [axis for axis in MESH_AXES if axis not in mesh.shape]:
+        raise ValueError(
+            f"the mesh has the axes {', '.join(map(str, mesh.shape))}, but not {', '.join(missing)}: make it with "
+            f"glm_jax.distributed.mesh.make_mesh, or give it all of {', '.join(MESH_AXES)}, of size 1 where not used"
+        )
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
@@ -146,6 +161,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh, rules: Rules = RULES) -> An
       ValueError: an axis without a rule, a dimension that its mesh axes do not divide, or an array without logical axes
         that resembles no parameter. Nothing is replicated silently.
     """
+    _check_axes(mesh)
     leaves = jax.tree_util.tree_leaves_with_path(abstract_state, is_leaf=_is_box)
     boxes = {_keys(path): leaf for path, leaf in leaves if _is_box(leaf)}
     root = 0  # length of what precedes all names, usually ("params",)

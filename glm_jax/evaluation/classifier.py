@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from glm_jax.evaluation.cloze import forward
 from glm_jax.evaluation.results import Options, Result, result_of
 from glm_jax.model.classifier_head import classifier_logits
+from glm_jax.model.soft_prompt import prompt_length
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import batches_by_length
 from glm_jax.tasks.encoding import Encoded, encode_example
@@ -27,12 +29,19 @@ def num_classes(task: AnyTask) -> int:
     return len(task.template.verbalizer)
 
 
-def encode_for_classifier(task: Task, example: Example, encoder: TemplateEncoder) -> Encoded:
-    """Part A of the example's template alone, with the classes as candidates; its one target stands for the class."""
+def encode_for_classifier(task: Task, example: Example, encoder: TemplateEncoder, pool: str = "cls") -> Encoded:
+    """Part A of the example's template alone, with the classes as candidates; its one target stands for the class.
+
+    With the pool "start", the start token follows.
+    """
     with error_context(example):
         row = encoder.encode(task.template, example.fields)[0]
     one_target = {"target_index": (0,), "target_ids": (0,), "target_candidate": (0,)}
-    encoded = encode_example(encoder.tokenizer.special.start, row.context)
+    answers = None if pool == "start" else ()
+    encoded = encode_example(
+        encoder.tokenizer.special.start, row.context, row.blanks[:1] if answers is None else (), answers,
+        prompt_columns=row.prompt_columns,
+    )  # fmt: skip
     return dataclasses.replace(encoded, candidates=tuple(range(num_classes(task))), **one_target)
 
 
@@ -53,17 +62,17 @@ def evaluate_classifier(
     if (has := params["classifier"]["output"]["bias"].size) != classes:
         raise TaskError(f"the checkpoint's classifier has {has} classes, but {task.name} has {classes}")
     examples = read(task.source, options.split, options.limit)
-    encoder = task.encoder(tokenizer, model.config.num_positions)
-    encoded = [encode_for_classifier(task, example, encoder) for example in options.share.of(examples)]
+    encoder = task.encoder(tokenizer, model.config.num_positions, prompt_tokens=prompt_length(params))
+    encoded = [encode_for_classifier(task, example, encoder, options.pool) for example in options.share.of(examples)]
     scores: list[Sequence[float]] = [()] * len(encoded)
     for numbers, batch in batches_by_length(encoded, options.batch_size, pad=tokenizer.special.pad):
-        for i, values in zip(numbers, np.asarray(_scores(params, batch, model=model)), strict=False):
+        for i, values in zip(numbers, np.asarray(_scores(params, batch, model=model, pool=options.pool)), strict=False):
             scores[i] = values.tolist()
     scores = options.share.join(scores)
     return result_of(task, examples, [(s, [False] * len(s)) for s in scores], options, name)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _scores(params, batch, *, model):
-    hidden = model.apply({"params": params}, **batch.model_inputs() | {"target_index": None}, head=False)
-    return classifier_logits(params["classifier"], hidden, batch.prefix_lengths)
+@functools.partial(jax.jit, static_argnames=("model", "pool"))
+def _scores(params, batch, *, model, pool):
+    hidden = forward(model, params, batch, target_index=None, head=False)
+    return classifier_logits(params["classifier"], hidden, batch.prefix_lengths, pool)

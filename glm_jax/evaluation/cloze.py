@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from glm_jax.evaluation.results import Options, Result, result_of
 from glm_jax.model.losses import token_losses
-from glm_jax.model.soft_prompt import soft_prompt_embeddings
+from glm_jax.model.soft_prompt import prompt_length, prompt_vectors, soft_prompt_embeddings
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, batches_by_length
 from glm_jax.tasks.encoding import Encoded
@@ -34,7 +34,7 @@ def evaluate_cloze(
       TaskError: a split or an example that cannot be used.
     """
     examples = read(task.source, options.split, options.limit)
-    encoder = task.encoder(tokenizer, model.config.num_positions, options.multi_token)
+    encoder = task.encoder(tokenizer, model.config.num_positions, options.multi_token, prompt_length(params))
     encoded = []
     for example in options.share.of(examples):
         with error_context(example):
@@ -104,13 +104,16 @@ def forward(
     """Logits at the targets of a batch.
 
     Args:
-      prompt: the vectors of a soft prompt, for `batch.prompt_columns`.
+      prompt: the vectors of a soft prompt, for `batch.prompt_columns`; by default those of params["prompt"].
       options: keyword arguments of `GLM.apply`.
     """
     embeddings = None
+    if prompt is None and "prompt" in params and batch.prompt_columns is not None:
+        prompt = prompt_vectors(params["prompt"])
     if prompt is not None:
         embeddings = soft_prompt_embeddings(model, params, batch.tokens, prompt, batch.prompt_columns)
-    return model.apply({"params": params}, **batch.model_inputs(), input_embeddings=embeddings, **options)
+    inputs = batch.model_inputs() | options
+    return model.apply({"params": params}, input_embeddings=embeddings, **inputs)
 
 
 def candidate_scores(

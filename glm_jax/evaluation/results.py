@@ -55,6 +55,7 @@ class Options:
       multi_token: see `TemplateEncoder`.
       share: of the examples, on many processes.
       head: of tasks with fixed classes: "cloze", or "classifier" for params["classifier"].
+      pool: the token that a classifier reads; see `classifier_logits`.
 
     Raises:
       TaskError: a number below 1, or an unknown head.
@@ -68,6 +69,7 @@ class Options:
     unidirectional: bool = False
     multi_token: bool | None = None
     head: str = "cloze"
+    pool: str = "cls"
     share: Share = Share()
 
     def __post_init__(self):

@@ -3,26 +3,27 @@
 A folder appears under its name only when it is complete.
 """
 
-import contextlib
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from glm_jax.files import nearest, write_json_atomic
-from glm_jax.interop import extras, hub, hub_tokenizer, megatron, param_mapping, safetensors_file
+from glm_jax.interop import extras, hub, hub_tokenizer, megatron, param_mapping, peft, safetensors_file
+from glm_jax.interop.adapter import fingerprint, write_adapter
+from glm_jax.interop.folders import check_new, new_folder
 from glm_jax.interop.open_run import EXTRAS_FILE
 from glm_jax.interop.pretrained import Pretrained
 from glm_jax.interop.tensors import DTYPES, LazyTensor, check_dtype
+from glm_jax.methods import LoRA, has_adapter, make_method, without_adapter
 from glm_jax.model.config import GLMConfig
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.tokenizers.released import ReleasedTokenizer
 from glm_jax.training.checkpoint import Checkpointer
 
-FORMATS = ("glm_jax", "hub", "megatron")
+FORMATS = ("glm_jax", "hub", "megatron", "adapter", "peft")
 _HUB_SHARD_BYTES = 5_000_000_000
 # Wrappers with a classification head keep the model in an attribute, which prefixes its names.
 _PREFIX_BESIDE_A_HEAD = {"hub": "glm.", "megatron": "model."}
@@ -45,19 +46,28 @@ def export(
 
     Args:
       run: from `from_pretrained`; of a model in memory, Pretrained(model, params, tokenizer).
-      to: "glm_jax" (a run folder), "hub" (safetensors, config.json, tokenizer files) or "megatron" (the original's).
+      to: "glm_jax" (a run folder), "hub" (safetensors, config.json, tokenizer files) or "megatron" (the original's); of
+        a model with an adapter, "adapter" (that alone, see `interop.adapter`) or "peft" (LoRA, in peft's layout).
       dtype: of the tensors; by default what they had on disk, else float32. A run folder is always float32.
       model_parallel: shards of the original's layout.
       shard_bytes: largest file of the hub's layout.
 
     Raises:
-      ValueError: an unknown format or dtype, a folder that exists, parameters of another model, a number of shards that
-        does not divide the heads, the width and the vocabulary. Nothing is left behind.
+      ValueError: an unknown format or dtype, a folder that exists, parameters of another model, an adapter
+        or none, a number of shards that does not divide the heads, the width and the vocabulary. Nothing is left
+        behind.
     """
     config, dtype = run.model.config, dtype or run.dtype or "float32"
+    if to in ("adapter", "peft"):
+        return _export_adapter(run, pathlib.Path(path), to)
+    if has_adapter(run.params):
+        raise ValueError(
+            f"{run.path} has an adapter: export its merge (Pretrained.merge, convert --merge); prefixes and prompts "
+            "cannot be merged, and stay adapters"
+        )
     _check_options(config, to, dtype, model_parallel, shard_bytes)
     tensors = param_mapping.state_dict(config, run.params, DTYPES[dtype])
-    with _new_folder(pathlib.Path(path)) as folder:
+    with new_folder(pathlib.Path(path)) as folder:
         if to == "glm_jax":
             _write_run(folder, run, dtype)
             return []
@@ -74,11 +84,21 @@ def export(
     return [f"row {new} of the vocabulary is a copy of row {old}: {why}" for new, (old, why) in table_rows.items()]
 
 
-def check_new(path: str | os.PathLike) -> None:
-    """Raises ValueError for a path to which nothing can be exported because something is there."""
-    path = pathlib.Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} exists: choose another folder, or remove it first")
+def _export_adapter(run, path, to):
+    if run.adapter is None:
+        raise ValueError(f"{run.path} has no adapter to export: open it with one, or choose another format")
+    method = make_method(run.adapter["method"], run.adapter["settings"])
+    trained = method.split(run.params)[0]
+    base = run.adapter.get("base") or {"name": run.path, "fingerprint": fingerprint(without_adapter(run.params))}
+    if to == "adapter":
+        check_new(path)
+        write_adapter(path, method, trained, run.model.config, base, run.pool)
+        return []
+    if not isinstance(method, LoRA):
+        raise ValueError(f"peft's layout is for 'lora', but the adapter's method is {method.name!r}: choose 'adapter'")
+    peft.write(path, method, trained, run.model.config, base["name"], "glm." if "classifier" in run.params else "")
+    lost = ["the classification head is not in peft's layout: keep the adapter for it"] * ("classifier" in trained)
+    return lost
 
 
 def _check_options(config: GLMConfig, to: str, dtype: str, model_parallel: int, shard_bytes: int) -> None:
@@ -91,21 +111,6 @@ def _check_options(config: GLMConfig, to: str, dtype: str, model_parallel: int, 
         raise ValueError(f"model_parallel {model_parallel}: only the original's layout (megatron) is cut into shards")
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes {shard_bytes} must be at least 1")
-
-
-@contextlib.contextmanager
-def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder that becomes `path` when the block ends without an error."""
-    check_new(path)
-    temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_run(folder: pathlib.Path, run: Pretrained, dtype: str) -> None:

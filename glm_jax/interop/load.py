@@ -1,5 +1,6 @@
 """One opener for every checkpoint: runs of this package, the hub's folders and ids, the original's folders."""
 
+import functools
 import os
 import pathlib
 import re
@@ -32,6 +33,7 @@ def from_pretrained(
     num_heads: int | None = None,
     gelu: str | None = None,
     fix_command_token: bool = True,
+    adapter: str | os.PathLike | None = None,
 ) -> Pretrained:
     """Opens a trained or released model. Nothing in a checkpoint can run code.
 
@@ -49,6 +51,7 @@ def from_pretrained(
       num_heads: attention heads, for a checkpoint of the original in an unpublished size: no tensor shows it.
       gelu: "tanh" or "exact", for checkpoints of others. By default as the code that the format belongs to: the
         original's tanh, the hub's exact.
+      adapter: folder of an adapter, of a run that has one, or of one in peft's layout; see `Pretrained.with_adapter`.
       fix_command_token: False for the original's weights of 10b-chinese, where [gMASK] shares the id of <|endofpiece|>.
 
     Raises:
@@ -57,6 +60,12 @@ def from_pretrained(
         tokenizer does not fit the vocabulary. The message names file and tensor.
       ValueError: an unknown dtype, or a mesh that cannot hold the parameters.
     """
+    if adapter is not None:
+        base = from_pretrained(
+            path, step=step, dtype=dtype, param_dtype=param_dtype, mesh=mesh, rules=rules, tokenizer=tokenizer,
+            num_heads=num_heads, gelu=gelu, fix_command_token=fix_command_token,
+        )  # fmt: skip
+        return base.with_adapter(adapter)
     for name in (param_dtype,) if dtype is None else (dtype, param_dtype):
         check_dtype(name)
     folder = _locate(path)
@@ -68,7 +77,7 @@ def from_pretrained(
                 raise FormatError(f"{folder} is a run of glm_jax, whose config states {name}: leave {name} out")
         return open_run.open_run(
             folder, choose_tokenizer(tokenizer, folder), own_tokenizer=tokenizer is None, step=step, dtype=dtype,
-            **placement,
+            open_base=functools.partial(from_pretrained, mesh=mesh, rules=rules), **placement,
         )  # fmt: skip
     if step is not None:
         raise FormatError(f"{folder} is no run of glm_jax: it has no step {step!r} to choose; leave the step out")
@@ -89,7 +98,7 @@ def _locate(path):
     if folder.is_dir():
         return folder.parent if folder.name == "checkpoints" and open_run.recognizes(folder.parent) else folder
     if folder.exists():
-        raise FormatError(f"{folder} is a file: give the folder of the checkpoint, {folder.parent}")
+        raise FormatError(f"{folder} is a file: give the folder of the checkpoint, {folder.parent.absolute()}")
     if not _HUB_ID.fullmatch(str(path)):
         raise FormatError(f"{folder} does not exist, and is no hub id such as THUDM/glm-10b")
     try:

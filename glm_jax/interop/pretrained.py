@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glm_jax.decoding import Decoder
+from glm_jax.interop.adapter import fingerprint, open_adapter, write_adapter
 from glm_jax.interop.errors import FormatError
 from glm_jax.interop.extras import EXTRAS
 from glm_jax.interop.load_report import LoadReport
+from glm_jax.methods import Method, merge
 from glm_jax.model.transformer import GLM
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -32,6 +35,7 @@ class Pretrained:
       metadata: the checkpoint's other plain entries, such as its iteration.
       checksum: of the parameters of a run, the same on every mesh; None for other checkpoints.
       report: every tensor and where it was read; `str()` of it is a table.
+      adapter: what the adapter.json of an opened adapter says, with its "path"; None without one.
     """
 
     model: GLM
@@ -44,6 +48,7 @@ class Pretrained:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     checksum: str | None = None
     report: LoadReport | None = None
+    adapter: Mapping[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.params, self.tokenizer))
@@ -60,6 +65,37 @@ class Pretrained:
         Raises FormatError where there is no tokenizer.
         """
         return Decoder(self.model, self.model_params, self.require_tokenizer())
+
+    def with_adapter(self, path: str | os.PathLike) -> "Pretrained":
+        """This model with the adapter in the folder `path` (`interop.adapter`); the arrays of the model are shared.
+
+        Raises FormatError for a folder without adapter, a damaged one, and the adapter of another model.
+        """
+        if self.adapter is not None:
+            raise FormatError(
+                f"{self.path} has the adapter {self.adapter['path']} already: add to the model without it"
+            )
+        params, settings = open_adapter(path, self.params, self.model.config, self.path)
+        return dataclasses.replace(self, params=params, checksum=None, adapter={**settings, "path": str(path)})
+
+    def save_adapter(self, path: str | os.PathLike, method: Method, trained: Mapping[str, Any]) -> None:
+        """Writes what `method` has trained on this model to the new folder `path`, for `with_adapter`.
+
+        Args:
+          trained: what `method.split` gives.
+        """
+        base = {"name": self.path, "fingerprint": fingerprint(self.params)}
+        write_adapter(path, method, trained, self.model.config, base)
+
+    def merge(self) -> "Pretrained":
+        """This model with LoRA or (IA)³ in its kernels. Raises ValueError where there is none, or a prefix."""
+        return dataclasses.replace(self, params=merge(self.params)[0], checksum=None, adapter=None)
+
+    @property
+    def pool(self) -> str:
+        """The token that the classification head reads."""
+        head = (self.adapter or {}).get("head") or {}
+        return head.get("pool") or (self.config or {}).get("pool", "cls")
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises FormatError where there is none."""

@@ -118,12 +118,24 @@ def pack_objectives(parts: Sequence[Batch]) -> Batch:
     )
 
 
+_REQUIRED = (
+    "tokens", "position_ids", "block_position_ids", "prefix_lengths", "target_index", "target_ids", "target_weights",
+    "target_source", "objective",
+)  # fmt: skip
+
+
 def check_batch(batch: Batch, config: GLMConfig) -> None:
     """Checks shapes, dtypes and values of a batch against a model, outside of jit, for instance of a first batch.
 
     Raises:
       ValueError: names the field and its first wrong value.
     """
+    if not isinstance(batch, Batch):
+        raise ValueError(f"check_batch takes a Batch, not {type(batch).__name__}")
+    if not isinstance(config, GLMConfig):
+        raise ValueError(f"check_batch takes the model's GLMConfig, not {type(config).__name__}: pass model.config")
+    if missing := [name for name in _REQUIRED if getattr(batch, name) is None]:
+        raise ValueError(f"{missing[0]} is None, but every batch has it")
     batch = batch.replace(
         **{name: np.asarray(a) for name, a in vars(batch).items() if name != "slots" and a is not None}
     )
@@ -131,6 +143,8 @@ def check_batch(batch: Batch, config: GLMConfig) -> None:
     shape = batch.target_index.shape
     check_array("target_ids", batch.target_ids, "B K", shape, jnp.integer)
     check_array("target_weights", batch.target_weights, "B K", shape, jnp.floating)
+    check_array("target_source", batch.target_source, "B K", shape, jnp.integer)
+    check_array("objective", batch.objective, "B", batch.prefix_lengths.shape, jnp.integer)
     _check_range("tokens", batch.tokens, 0, config.vocab_size - 1, "the vocabulary")
     _check_range("target_ids", batch.target_ids, 0, config.vocab_size - 1, "the vocabulary")
     check_lengths(config, batch.position_ids, batch.block_position_ids)

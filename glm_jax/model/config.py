@@ -47,6 +47,7 @@ class GLMConfig:
     block_positions: bool = True  # False: one table of M rows and no second position (ablation)
     hidden_dropout: float = 0.1  # embeddings and both residual branches
     attention_dropout: float = 0.1  # attention probabilities
+    adapter_dropout: float = 0.0  # what LoRA's factors read, and trained prefixes: set by the tuning method
     gelu: str = "tanh"  # "exact" for checkpoints run through the Hugging Face code, which differs here
     dtype: Any = "bfloat16"  # of the computation; parameters, softmax and layer norm statistics are float32
     remat: str = "none"  # a name in REMAT_POLICIES
@@ -71,7 +72,7 @@ class GLMConfig:
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}: every head gets the "
                 f"same width; nearest is {round(self.hidden_size / self.num_heads) * self.num_heads}"
             )
-        for name in ("hidden_dropout", "attention_dropout"):
+        for name in ("hidden_dropout", "attention_dropout", "adapter_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
         for name, known in (("gelu", ("tanh", "exact")), ("remat", REMAT_POLICIES), ("attention_backend", BACKENDS)):

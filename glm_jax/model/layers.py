@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from glm_jax.model.adapters import ADAPTER_LEAVES, low_rank_product, scale_input, scale_output
+from glm_jax.model.dropout import dropout
 from glm_jax.model.ops import DENSE, add_bias, layer_norm, linear
 
 
@@ -42,13 +44,18 @@ class Embedding(nn.Module):
 
 
 class Linear(nn.Module):
-    """x · kernel + bias over the last axes of x; kernel [*inputs *outputs], bias [*outputs]."""
+    """x · kernel + bias over the last axes of x; kernel [*inputs *outputs], bias [*outputs].
+
+    Parameters that a tuning method has put beside the kernel take part: LoRA's factors and (IA)³'s scales, see
+    glm_jax/model/adapters.py.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     axes: tuple[str | None, ...]
     stddev: float
     dtype: str
+    adapter_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "R *inputs"], part: slice = slice(None)) -> Float[Array, "R *outputs"]:
@@ -60,9 +67,15 @@ class Linear(nn.Module):
         axes = tuple(f"bias_{axis}" if axis in ("mlp", "head_dim") else axis for axis in self.axes[n:])
         zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
         bias = self.param("bias", zeros, self.outputs, jnp.float32)
+        adapter = {name: value for name in ADAPTER_LEAVES if (value := self.get_variable("params", name)) is not None}
+        x = scale_input(x, adapter)
         kernel, bias = kernel[(slice(None),) * n + (part,)], bias[part]
         out = checkpoint_name(linear(x, kernel.astype(self.dtype), self.dtype), DENSE)
-        return add_bias(out, bias)
+        if "lora_a" in adapter:
+            drops = self.adapter_dropout > 0 and self.has_rng("dropout")
+            dropped = dropout(x, self.adapter_dropout, self.make_rng("dropout")) if drops else x
+            out = out + low_rank_product(dropped, adapter, part)
+        return scale_output(add_bias(out, bias), adapter, part)
 
 
 class LayerNorm(nn.Module):

@@ -34,6 +34,11 @@ def prompt_vectors(params: Mapping[str, Any]) -> Float[Array, "P D"]:
     return vectors
 
 
+def prompt_length(params: Mapping[str, Any]) -> int:
+    """P, the vectors of the soft prompt under "prompt" in a model's parameters; 0 without one."""
+    return params["prompt"]["embedding"].shape[0] if "prompt" in params else 0
+
+
 def soft_prompt_embeddings(
     model: nn.Module,
     params: Any,

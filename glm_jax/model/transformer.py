@@ -19,6 +19,7 @@ from flax.core import meta
 from flax.linen import module as linen_module
 from jaxtyping import Array, Float, Int
 
+from glm_jax.model.adapters import projected_prefix
 from glm_jax.model.batch import Slot
 from glm_jax.model.cached_attention import KVCache, context_layout
 from glm_jax.model.checks import check_model_inputs
@@ -66,10 +67,20 @@ class GLM(nn.Module):
             self.position_embeddings = table(config.num_positions, row_axis="positions")
             if config.block_positions:
                 self.block_position_embeddings = table(config.num_positions, row_axis="positions")
+        # Taken as they are, because a tuning method may have put its own parameters beside those of a module; every
+        # module checks the shapes of those that it declares. Decoding passes a tuple of the layers' parameters (see
+        # glm_jax/decoding/steps.py). A method that trains the last layers only has the others in "first_layers".
         layers = self.get_variable("params", "layers")
-        # Decoding may pass a tuple of the layers' parameters (see glm_jax/decoding/steps.py).
-        self.layers = layers if isinstance(layers, tuple) else self.param("layers", self._init_layers)
+        self.first_layers = self.get_variable("params", "first_layers")
+        self.layers = self.param("layers", self._init_layers) if layers is None else layers
+        self._check_layer_count()
         self.final_layernorm = LayerNorm(config.dtype)
+
+    def _check_layer_count(self):
+        stacks = [stack for stack in (self.first_layers, self.layers) if stack is not None]
+        sizes = [len(s) if isinstance(s, tuple) else jax.tree.leaves(s)[0].shape[0] for s in stacks]
+        if sum(sizes) != self.config.num_layers:
+            raise ValueError(f"the parameters have {sum(sizes)} layers, but the model {self.config.num_layers}")
 
     def _init_layers(self, key):
         config = dataclasses.replace(self.config, attention_backend="dense")  # cuDNN's cannot be vmapped
@@ -133,6 +144,8 @@ class GLM(nn.Module):
           ValueError: arguments whose shapes or dtypes do not belong together, or that exclude each other.
         """
         config = self.config
+        if prefix is None and cache is None:
+            prefix = self.trained_prefix()
         check_model_inputs(
             config, tokens, position_ids, block_position_ids, prefix_lengths, target_index, segment_ids, slots,
             input_embeddings, prefix,
@@ -147,7 +160,9 @@ class GLM(nn.Module):
             raise ValueError(f"a step with a cache takes no {' and no '.join(names)}")
         x = self._embed(tokens, position_ids, block_position_ids, input_embeddings)
         dropout_keys = None
-        if not deterministic and (config.hidden_dropout or config.attention_dropout):
+        if not deterministic and config.adapter_dropout and prefix is not None:
+            prefix = self._drop_prefix(prefix, len(tokens))
+        if not deterministic and (config.hidden_dropout or config.attention_dropout or config.adapter_dropout):
             key, *dropout_keys = jax.random.split(self.make_rng("dropout"), config.num_layers + 1)
             dropout_keys = jnp.stack(dropout_keys)
             x = dropout(x, config.hidden_dropout, key)
@@ -176,6 +191,44 @@ class GLM(nn.Module):
         """The word embeddings of `tokens` in the compute dtype, from which `input_embeddings` can be made."""
         return self.word_embeddings(tokens)
 
+    def embed_text(self, tokens: Int[Array, "B P"]) -> Float[Array, "B P D"]:
+        """What the first layer reads for a text at the positions 0, 1, … of Part A, without dropout."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        return self._embed(tokens, positions, jnp.zeros_like(positions), None).reshape(*tokens.shape, -1)
+
+    def trained_prefix(self) -> tuple[Float[Array, "Y 1 P N H"], Float[Array, "Y 1 P N H"]] | None:
+        """The keys and values that the parameters hold under "prefix" (glm_jax/model/adapters.py); None without any."""
+        prefix, config = self.get_variable("params", "prefix"), self.config
+        if prefix is None:
+            return None
+        if "keys" in prefix:
+            return prefix["keys"][:, None], prefix["values"][:, None]
+        if "tokens" not in prefix:
+            return projected_prefix(prefix, config.num_layers, config.num_heads, config.head_width)
+        vectors = prefix["tokens"].astype(config.dtype)
+        return self.keys_values_of(vectors[None])
+
+    def keys_values_of(
+        self, embeddings: Float[Array, "1 P D"]
+    ) -> tuple[Float[Array, "Y 1 P N H"], Float[Array, "Y 1 P N H"]]:
+        """Keys and values of every layer for P vectors that stand alone, as a `prefix` for others; without dropout."""
+        count = embeddings.shape[1]
+        ids = jnp.zeros((1, count), jnp.int32)
+        inputs = LayerInputs(jnp.full((1,), count, jnp.int32), ids, ids)
+        x = embeddings.reshape(count, -1)
+        _, outputs = self._run_layers(x, inputs, None, None, None, None, {"keys_values"}, capture=False)
+        keys, values = (jnp.stack(a) if isinstance(a, tuple) else a for a in outputs["keys_values"])
+        return jnp.transpose(keys, (0, 1, 4, 2, 3)), jnp.swapaxes(values, 2, 3)
+
+    def _drop_prefix(self, prefix, batch):
+        """Dropout of its own for each row, as in the code of P-tuning v2."""
+
+        def drop(x):
+            x = jnp.broadcast_to(x, (x.shape[0], batch, *x.shape[2:]))
+            return dropout(x, self.config.adapter_dropout, self.make_rng("dropout"))
+
+        return drop(prefix[0]), drop(prefix[1])
+
     def _embed(self, tokens, position_ids, block_position_ids, input_embeddings):
         config = self.config
         x = self.word_embeddings(tokens) if input_embeddings is None else input_embeddings.astype(config.dtype)
@@ -191,11 +244,11 @@ class GLM(nn.Module):
             return linear(x, transposed, "float32")
         return self.word_embeddings.attend(x)
 
-    def _run_layers(self, x, inputs, target_index, dropout_keys, prefix, cache, names):
+    def _run_layers(self, x, inputs, target_index, dropout_keys, prefix, cache, names, capture=True):
         """x after all layers, the last one only at `target_index` if given; and a dict of the outputs `names`."""
         config = self.config
         # Modules in a layer sow into a collection of their own, which is stacked as the layers are.
-        capture = self.is_mutable_collection("intermediates")
+        capture = capture and self.is_mutable_collection("intermediates")
         options = {"mutable": ["intermediates"], "capture_intermediates": _capture_filter()} if capture else {}
 
         def step(x, parts, query_index=None):
@@ -208,7 +261,9 @@ class GLM(nn.Module):
             layer = self.layer(config, key is None, attention=self.attention, mlp=self.mlp, parent=None)
             rngs = None if key is None else {"dropout": key}
             result = layer.apply({"params": params}, x, layer_inputs, rngs=rngs, **options)
+            before = x
             (x, outputs), variables = result if capture else (result, {})
+            _check_layer_output(self, before, x, query_index)
             collected = {"hidden_states": x, "attentions": outputs.attentions}
             if "keys_values" in names:
                 pair = outputs.keys, outputs.values
@@ -220,20 +275,25 @@ class GLM(nn.Module):
             # A scan's body cannot be merged with anything across the barrier, so it needs no protection from CSE.
             step = jax.checkpoint(step, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
         trained = None if prefix is None else list(prefix)
-        parts = [self.layers, dropout_keys, trained, None if cache is None else cache.replace(answer_length=None)]
+        parts = [dropout_keys, trained, None if cache is None else cache.replace(answer_length=None)]
+        first_outputs = None
+        if self.first_layers is not None:
+            size = jax.tree.leaves(self.first_layers)[0].shape[0]
+            of_first, parts = _split(parts, [size])
+            x, first_outputs = self._run_stack(step, x, [self.first_layers, *of_first], size)
+        parts = [self.layers, *parts]
         count = config.num_layers - (target_index is not None)
         if isinstance(self.layers, tuple):
             layers = [_layer_of(parts, i) for i in range(config.num_layers)]
             x, collected = _loop(step, x, layers[:count])
             last = layers[count:]
         else:
+            count -= config.num_layers - jax.tree.leaves(self.layers)[0].shape[0]
             first, last = _split(parts, [count])
-            if config.scan_layers:
-                x, collected = jax.lax.scan(step, x, first)
-            else:
-                each = _split(first, list(range(1, count)))[:count]
-                x, collected = _loop(step, x, [_layer_of(layer, 0) for layer in each])
+            x, collected = self._run_stack(step, x, first, count)
             last = [_layer_of(last, 0)] if target_index is not None else []
+        if first_outputs is not None:
+            collected = _concatenate_outputs(first_outputs, collected)
         outputs = {name: collected[name] if name == "keys_values" else tuple(collected[name]) for name in names}
         if capture:
             self.put_variable("intermediates", "layers", collected["intermediates"])
@@ -243,6 +303,40 @@ class GLM(nn.Module):
             if capture:
                 self.put_variable("intermediates", "last_layer", collected["intermediates"])
         return x, outputs
+
+    def _run_stack(self, step, x, parts, count):
+        """x after `count` layers whose parts are stacked, and what they return."""
+        if self.config.scan_layers:
+            return jax.lax.scan(step, x, parts)
+        each = _split(parts, list(range(1, count)))[:count]
+        return _loop(step, x, [_layer_of(layer, 0) for layer in each])
+
+
+def _check_layer_output(model, before, after, query_index):
+    """Raises ValueError for a layer of the user's that returns another dtype or shape than it was given."""
+    rows = before.shape[0] if query_index is None else query_index.size
+    if after.dtype != before.dtype or after.shape != (rows, before.shape[1]):
+        parts = ", ".join(part.__name__ for part in (model.layer, model.attention, model.mlp))
+        raise ValueError(
+            f"a layer ({parts}) returns {after.dtype}{list(after.shape)}, but must return "
+            f"{before.dtype}{[rows, before.shape[1]]}: compute in config.dtype (nn.Dense(…, dtype=config.dtype))"
+        )
+
+
+def _concatenate_outputs(first, rest):
+    """What consecutive layers returned, as one; `rest` may be of no layers."""
+    if not rest:
+        return first
+
+    def join(a, b):
+        if isinstance(a, list | tuple):  # one entry a layer
+            return [*a, *b]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), a, b)
+
+    joined = {name: join(first[name], rest[name]) for name in first if name != "keys_values"}
+    if "keys_values" in first:
+        joined["keys_values"] = tuple(map(join, first["keys_values"], rest["keys_values"]))
+    return joined
 
 
 def _loop(step, x, layers):
@@ -269,6 +363,8 @@ def _layer_of(tree, i):
 def _split(tree, boundaries):
     """Cuts every leaf along axis 0. One split, because its gradient is one concatenation."""
     leaves, structure = jax.tree.flatten(tree)
+    if not leaves:
+        return [tree] * (len(boundaries) + 1)
     return [structure.unflatten(parts) for parts in zip(*(jnp.split(a, boundaries) for a in leaves), strict=True)]
 
 

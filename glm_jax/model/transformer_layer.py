@@ -68,7 +68,7 @@ class Attention(nn.Module):
         heads = (config.num_heads, config.head_width)
         project = Linear(
             (width,), (3, *heads), ("embed", "qkv", "heads", "head_dim"), config.init_std, config.dtype,
-            name="query_key_value",
+            config.adapter_dropout, name="query_key_value",
         )  # fmt: skip
         if inputs.query_index is None:
             q, k, v = jnp.split(project(x), 3, axis=1)
@@ -85,7 +85,8 @@ class Attention(nn.Module):
         else:
             attended = self._attend(q, k, v, inputs)
         stddev = config.init_std / (2 * config.num_layers) ** 0.5
-        dense = Linear(heads, (width,), ("heads", "head_dim", "embed"), stddev, config.dtype, name="dense")
+        dense = Linear(heads, (width,), ("heads", "head_dim", "embed"), stddev, config.dtype, config.adapter_dropout,
+                       name="dense")  # fmt: skip
         return dense(attended.reshape(-1, *heads)), self._outputs(q, k, v, inputs)
 
     def encode_positions(
@@ -141,10 +142,11 @@ class MLP(nn.Module):
         """Position-wise."""
         config = self.config
         width, wide = config.hidden_size, config.ffn_width
-        x = Linear((width,), (wide,), ("embed", "mlp"), config.init_std, config.dtype, name="dense_h_to_4h")(x)
+        dropout = config.adapter_dropout
+        x = Linear((width,), (wide,), ("embed", "mlp"), config.init_std, config.dtype, dropout, name="dense_h_to_4h")(x)
         x = nn.with_logical_constraint(gelu(x, config.gelu), ("batch", "mlp"))
         stddev = config.init_std / (2 * config.num_layers) ** 0.5
-        return Linear((wide,), (width,), ("mlp", "embed"), stddev, config.dtype, name="dense_4h_to_h")(x)
+        return Linear((wide,), (width,), ("mlp", "embed"), stddev, config.dtype, dropout, name="dense_4h_to_h")(x)
 
 
 class Layer(nn.Module):

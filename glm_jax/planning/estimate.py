@@ -59,9 +59,14 @@ def compile_step(
         config, schedule, mesh, rules, vocab_size=vocabulary, special=SPECIAL,
         sentence_ends=np.zeros(vocabulary, bool),
     )  # fmt: skip
+    return compile_setup(config, chip, built, abstract_rows(config, mesh, rules))
+
+
+def compile_setup(config: ConfigDict, chip: Accelerator, built: setup.TrainingSetup, rows: Any) -> Compiled:
+    """Lowers and compiles the train step of a setup for `rows`, which are shapes with shardings."""
     began = time.perf_counter()
     with built.activate():
-        lowered = built.train_step.lower(built.abstract_state, abstract_rows(config, mesh, rules))
+        lowered = built.train_step.lower(built.abstract_state, rows)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

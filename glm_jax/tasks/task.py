@@ -55,9 +55,15 @@ class Task:
     max_length: int = 256
     length_penalty: float = 0.0
 
-    def encoder(self, tokenizer: Tokenizer, num_positions: int, multi_token: bool | None = None) -> TemplateEncoder:
-        """Encodes the task's examples for a model of `num_positions`: the same rows for training and evaluation."""
-        return TemplateEncoder(tokenizer, min(self.max_length, num_positions), multi_token=multi_token)
+    def encoder(
+        self, tokenizer: Tokenizer, num_positions: int, multi_token: bool | None = None, prompt_tokens: int = 0
+    ) -> TemplateEncoder:
+        """Encodes the task's examples for a model of `num_positions`: the same rows for training and evaluation.
+
+        `prompt_tokens` soft prompt tokens stand where the template marks places for them, else at the beginning.
+        """
+        length = min(self.max_length, num_positions)
+        return TemplateEncoder(tokenizer, length, prompt_tokens, multi_token=multi_token, place_all=True)
 
     def label_index(self, example: Example) -> int | None:
         """The number of the example's right candidate; None if the example has no label.

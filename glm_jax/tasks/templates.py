@@ -112,6 +112,7 @@ class TemplateEncoder:
         one Part A, and the question stays.
       multi_token: True scores every candidate by all its tokens and the end token; False demands verbalizers of one
         token; None scores one token if all verbalizers have one.
+      place_all: the soft prompt tokens of a pattern without marks stand at the beginning, instead of nowhere.
     """
 
     tokenizer: Tokenizer
@@ -120,6 +121,7 @@ class TemplateEncoder:
     prefix_tokens: int = 0
     as_original: bool = False
     multi_token: bool | None = None
+    place_all: bool = False
 
     def encode(self, template: Template, fields: Fields, row_length: int | None = None) -> list[Encoded]:
         """The rows of an example's candidates: one, unless the candidates have contexts of their own or fit no row.
@@ -201,11 +203,13 @@ class TemplateEncoder:
         return [*ids, special.eos], blank, tuple(prompt_columns)
 
     def _encode_parts(self, template, parts):
-        left = self.prompt_tokens if template.soft_prompts else 0
-        each = -(-left // max(1, list(parts).count(SOFT_PROMPT)))
+        soft = template.soft_prompts or self.place_all
+        left, marks = self.prompt_tokens if soft else 0, list(parts).count(SOFT_PROMPT)
+        each = -(-left // max(1, marks))
         encoded, second = [], False
-        if self.prefix_tokens and template.soft_prompts:
-            encoded.append(_EncodedPart(SOFT_PROMPT, [0] * self.prefix_tokens, second))
+        front = (self.prefix_tokens if soft else 0) + (left if self.place_all and not marks else 0)
+        if front:
+            encoded.append(_EncodedPart(SOFT_PROMPT, [0] * front, second))
         texts = 0
         for part in parts:
             if part is SEGMENT_BREAK:

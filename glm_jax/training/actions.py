@@ -69,7 +69,7 @@ class Actions:
     def evaluate(self, step: int, state: TrainState) -> None:
         """Validates; early stopping and the `save` of this step use the result."""
         with self._metrics.paused():
-            values = self._task.evaluate(self._setup, state.params, *self._shard)
+            values = self._task.evaluate(self._setup, self._setup.params_of(state), *self._shard)
             self._validation = (step, values)
             self._early_stopping.update(values)
             self._write(step, values)
@@ -80,7 +80,7 @@ class Actions:
     def sample(self, step: int, state: TrainState) -> None:
         """Shows what the model writes, and adds it to samples.md."""
         with self._metrics.paused():
-            text = self._task.sample(self._setup, state.params)
+            text = self._task.sample(self._setup, self._setup.params_of(state))
             if self._writer:
                 self._writer.sample(step, text)
             host_memory.set_fragments_aside()
@@ -94,7 +94,9 @@ class Actions:
                 self._lock.check()
             position = self.data_position | self._early_stopping.get_state()
             position["tokenizer"] = self._task.tokenizer.fingerprint()
-            self._checkpoints.save(step, state, position, self.validation_of(step))
+            if self._task.base_fingerprint is not None:
+                position["base"] = self._task.base_fingerprint
+            self._checkpoints.save(step, state.saved(), position, self.validation_of(step))
             self._saved = step
 
     def validation_of(self, step: int) -> dict[str, float] | None:

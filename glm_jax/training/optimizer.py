@@ -183,7 +183,7 @@ def make_optimizer(
       ValueError: unknown name, bad number, a pattern that decides about no parameter, or nothing left to train.
     """
     if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; choose from {nearest(name, OPTIMIZERS)}")
+        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
     for key, value, valid in (("b1", b1, 0 <= b1 < 1), ("b2", b2, 0 <= b2 < 1), ("eps", eps, eps > 0)):
         if not valid:
             raise ValueError(f"{key} = {value!r}: Adam needs 0 <= b1, b2 < 1 and eps > 0")

@@ -15,6 +15,7 @@ from glm_jax import config as config_lib
 from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import make_mesh
+from glm_jax.methods.base import Method
 from glm_jax.model.attention import check_backend
 from glm_jax.model.batch import Batch
 from glm_jax.model.config import check_lengths
@@ -59,6 +60,12 @@ class TrainingSetup:
     abstract_state: TrainState  # of jax.ShapeDtypeStructs with shardings
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # rows: of the run's objective
+    # (trained, frozen) -> the model's parameters; None: all train.
+    join: Callable[[Any, Any], Any] | None = dataclasses.field(default=None, kw_only=True)
+
+    def params_of(self, state: TrainState) -> Any:
+        """The model's parameters: those that train, and the frozen ones."""
+        return state.params if self.join is None else self.join(state.params, state.frozen)
 
     def activate(self):
         """Context in which mesh and sharding rules hold."""
@@ -97,6 +104,7 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
             "this config is for fine-tuning: take one of configs/pretrain/, or start the verb finetune with it"
         )
     _check_batch(config)
+    check_durations(config)
     corruption = corruption_config(config)
     _check_masks(config.data.tokenizer, corruption)
     if corruption.sentinel_offset is not None and not config.model.block_positions:
@@ -120,10 +128,15 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
 
 
 def check_mesh(
-    config: ConfigDict, devices: Sequence[Any] | None = None, *, several_texts: bool = False
+    config: ConfigDict, devices: Sequence[Any] | None = None, *, several_texts: bool = False, prefix: bool = False
 ) -> tuple[Mesh, sharding.Rules]:
-    """The part of `check` that holds for every kind of run. `several_texts`: a row may hold texts of its own."""
+    """The part of `check` that holds for every kind of run.
+
+    `several_texts`: a row may hold texts of its own. `prefix`: attention sees trained keys and values.
+    """
     _check_batch(config)
+    if config.kind == "finetune":
+        check_durations(config)
     shape = {axis: size for axis, size in config.mesh.items() if size is not None} or "auto"
     model = config_lib.model_config(config.model, 1)
     state_bytes = 12.0 * parameter_count(model)  # float32 parameters and two moments; the vocabulary comes later
@@ -132,7 +145,7 @@ def check_mesh(
     with jax.set_mesh(mesh):
         check_backend(
             model.attention_backend, model.dtype, model.head_width, dropout_rate=model.attention_dropout,
-            several_texts=several_texts,
+            several_texts=several_texts, prefix=prefix,
         )  # fmt: skip
     if shared := set(sharding.rule_axes("batch", rules)) & set(sharding.rule_axes("vocab", rules)):
         raise ValueError(
@@ -142,6 +155,11 @@ def check_mesh(
     # A micro batch stays spread over all devices.
     sharding.local_batch_size(config.batch_size // config.grad_accumulation_steps, mesh, rules)
     return mesh, rules
+
+
+def check_durations(config: ConfigDict) -> None:
+    """Raises ValueError for a duration that no size of the training set makes valid."""
+    resolve_durations(config, rows=1)
 
 
 def _check_batch(config):
@@ -245,10 +263,13 @@ def make_setup_for(
     rules: sharding.Rules,
     parameters: Callable[[GLM, Any], Any] = init_params,
     together: int = 1,
+    method: Method | None = None,
+    frozen_dtype: str = "float32",
 ) -> TrainingSetup:
     """The functions of a run that minimises `objective`.
 
-    `parameters` makes fresh ones, boxed with their logical axes. `together` is for `make_train_step`.
+    `parameters` makes fresh ones, boxed with their logical axes. `together` is for `make_train_step`. With a `method`,
+    `init` makes those that train; the caller puts the frozen ones into the state, in `frozen_dtype`.
     """
     rate = optimizer.schedule(
         config.schedule.name,
@@ -257,12 +278,23 @@ def make_setup_for(
         warmup=schedule.warmup,
         final_lr_ratio=config.schedule.final_lr_ratio,
     )
+    split = method.split if method else lambda params: (params, None)
     with _active(mesh, rules):
         key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: a planned mesh cannot hold it
-        names = jax.eval_shape(lambda key: parameters(model, key), key)
+        names, frozen = jax.eval_shape(lambda key: split(parameters(model, key)), key)
         tx = optimizer.make_optimizer(names, rate, **config.optimizer.to_dict())
-        boxed = jax.eval_shape(functools.partial(init_state, model, tx, parameters=parameters), key)
+
+        def init(key):
+            return init_state(model, tx, key, lambda model, key: split(parameters(model, key))[0])
+
+        boxed = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(boxed, mesh, rules)
+    abstract = sharding.with_shardings(boxed, shardings)
+    full_shardings = shardings
+    if frozen is not None:
+        full_shardings = shardings.replace(frozen=sharding.state_shardings(frozen, mesh, rules))
+        frozen = jax.tree.map(lambda leaf: leaf.update(dtype=frozen_dtype), sharding.unbox(frozen))
+        abstract = abstract.replace(frozen=sharding.with_shardings(frozen, full_shardings.frozen))
     step = make_train_step(
         model,
         tx,
@@ -270,6 +302,7 @@ def make_setup_for(
         seed=config.seed,
         grad_accumulation_steps=config.grad_accumulation_steps,
         together=together,
+        join=method.join if method else None,
     )
     replicated = sharding.replicated(mesh)
     return TrainingSetup(
@@ -277,8 +310,9 @@ def make_setup_for(
         optimizer=tx,
         mesh=mesh,
         rules=rules,
-        shardings=shardings,
-        abstract_state=sharding.with_shardings(boxed, shardings),
-        init=jax.jit(lambda key: sharding.unbox(init_state(model, tx, key, parameters)), out_shardings=shardings),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
+        shardings=full_shardings,
+        abstract_state=abstract,
+        init=jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=shardings),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(full_shardings, replicated)),
+        join=method.join if method else None,
     )

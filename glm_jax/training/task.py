@@ -23,12 +23,15 @@ class TrainingTask(Protocol):
       best: (metric, "min" or "max"): what makes a checkpoint the best one; a key of what `evaluate` returns.
       tokenizer: copied into the run folder. Known after `prepare`.
       train_rows: for `data.train_iterator`. Known after `prepare`.
+      base_fingerprint: of the parameters that a tuning method leaves as they are, which checkpoints do not hold; None
+        where they hold everything.
     """
 
     config: ConfigDict
     best: tuple[str, str]
     tokenizer: Tokenizer
     train_rows: Any
+    base_fingerprint: str | None = None
 
     def check(self) -> tuple[Mesh, sharding.Rules]:
         """The mesh and the sharding rules. Raises ValueError for what is wrong with the config; reads no data."""
@@ -50,6 +53,13 @@ class TrainingTask(Protocol):
 
         Called once, for a run without a checkpoint; the task keeps no other parameters afterwards.
         """
+
+    def frozen_params(self, setup: TrainingSetup) -> Any:
+        """The parameters that do not train, placed as `setup.shardings.frozen` says; None where all train.
+
+        Called once, at a fresh start after `start_params`, and at a resume.
+        """
+        return None
 
     def rows(self, batch: Mapping[str, Any]) -> Any:
         """A batch of `train_rows` as the training step takes it."""

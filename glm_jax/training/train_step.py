@@ -30,13 +30,18 @@ class TrainState:
     """What a run carries from step to step. Seed and data position are saved beside it."""
 
     step: Leaf  # int32 [], optimizer steps done
-    params: Leaf
+    params: Leaf  # those that train
     opt_state: Leaf
+    frozen: Leaf = None  # the parameters that do not train, where a tuning method leaves some out
 
     @classmethod
-    def create(cls, params: Leaf, tx: optax.GradientTransformation) -> "TrainState":
+    def create(cls, params: Leaf, tx: optax.GradientTransformation, frozen: Leaf = None) -> "TrainState":
         """The state before the first step with the optimizer `tx`."""
-        return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+        return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), frozen=frozen)
+
+    def saved(self) -> dict[str, Leaf]:
+        """What a checkpoint holds: all but `frozen`, which comes from the checkpoint that the run started from."""
+        return {"step": self.step, "params": self.params, "opt_state": self.opt_state}
 
 
 @flax.struct.dataclass
@@ -142,6 +147,7 @@ def make_train_step(
     seed: int = 0,
     grad_accumulation_steps: int = 1,
     together: int = 1,
+    join: Callable[[Leaf, Leaf], Leaf] | None = None,
 ) -> Callable[[TrainState, Leaf], tuple[TrainState, dict[str, Leaf]]]:
     """Returns step(state, rows) -> (state, metrics); jit it with the state donated.
 
@@ -161,13 +167,15 @@ def make_train_step(
       grad_accumulation_steps: the rows are cut into so many micro batches, whose gradients a scan adds up; only dropout
         depends on the cut. It must divide the number of rows.
       together: consecutive rows that a micro batch never separates, because they share a row of the model.
+      join: (state.params, state.frozen) -> the model's parameters; by default state.params are all of them.
     """
     objective = objective or batch_objective(model)
-    rates = (model.config.hidden_dropout, model.config.attention_dropout)
+    config = model.config
+    rates = (config.hidden_dropout, config.attention_dropout, config.adapter_dropout)
 
-    def gradients(params, rows, dropout_key, of_mean=False):
+    def gradients(params, frozen, rows, dropout_key, of_mean=False):
         def loss(params):
-            total, sums = objective(params, rows, dropout_key)
+            total, sums = objective(join(params, frozen) if join else params, rows, dropout_key)
             return (total / _count(sums) if of_mean else total), sums
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
@@ -177,8 +185,15 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step) if any(rates) else None
         if grad_accumulation_steps == 1:
             # Divided where the gradient begins: a division at its end is one more pass over all parameters.
-            grads, sums = gradients(state.params, rows, key, of_mean=True)
+            grads, sums = gradients(state.params, state.frozen, rows, key, of_mean=True)
         else:
+            count = jax.tree.leaves(rows)[0].shape[0]
+            if count % (grad_accumulation_steps * together):
+                raise ValueError(
+                    f"a batch of {count} rows cannot be cut into grad_accumulation_steps = {grad_accumulation_steps} "
+                    "micro batches of the same size"
+                )
+
             # Every accumulation-th of them, so that a micro batch stays spread over the devices as the batch is.
             def cut(x):
                 groups = jnp.swapaxes(x.reshape(-1, grad_accumulation_steps, together, *x.shape[1:]), 0, 1)
@@ -189,10 +204,11 @@ def make_train_step(
             def add(total, part):
                 number, rows = part
                 micro_key = None if key is None else jax.random.fold_in(key, number)
-                return jax.tree.map(jnp.add, total, gradients(state.params, rows, micro_key)), None
+                grads = gradients(state.params, state.frozen, rows, micro_key)
+                return jax.tree.map(jnp.add, total, grads), None
 
             first = jax.tree.map(lambda x: x[0], micro)
-            shapes = jax.eval_shape(gradients, state.params, first, key)
+            shapes = jax.eval_shape(gradients, state.params, state.frozen, first, key)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (grads, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(grad_accumulation_steps), micro))
             count = _count(sums)
@@ -200,7 +216,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": sums.loss.sum() / _count(sums), "sums": sums, **optimizer.metrics(opt_state, grads)}
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
 

@@ -29,6 +29,7 @@ from glm_jax.training.metrics import StepMetrics
 from glm_jax.training.profiling import Profile
 from glm_jax.training.setup import resolve_durations
 from glm_jax.training.task import TrainingTask
+from glm_jax.training.train_step import TrainState
 from glm_jax.training.validation import BASELINES
 from glm_jax.training.workdir import RunFolder, agreed_keys
 
@@ -117,16 +118,18 @@ def train_task(
         )
         early_stopping = EarlyStopping(config.patience, task.best)
         if checkpoints.steps():
-            restored = checkpoints.restore(setup.abstract_state)
-            state, start = restored.state, restored.step
+            restored = checkpoints.restore(setup.abstract_state.saved())
+            state, start = TrainState(**restored.state), restored.step
             batches.set_state(restored.data_position)
             early_stopping.set_state(restored.data_position)
             folder.check_tokenizer(task.tokenizer, restored)
+            folder.check_base(task.base_fingerprint, restored)
             logger.info("%s; data goes on at example %d", restored, restored.data_position["next_example"])
         else:
             state, start = setup.init(jax.random.key(config.seed)), 0
             state = state.replace(params=task.start_params(setup, state.params))
             logger.info("fresh start: %s", config.init_from or "new parameters")
+        state = state.replace(frozen=task.frozen_params(setup))
         trace.check(start, schedule.total)
         stack.callback(trace.close)
         writer = None
@@ -193,7 +196,7 @@ def train_task(
         # ------------------------------------------------------------ the result
         checkpoints.wait()
         baselines = actions.baselines
-        validation = actions.validation_of(step) or task.evaluate(setup, state.params, *shard)
+        validation = actions.validation_of(step) or task.evaluate(setup, setup.params_of(state), *shard)
         result = {
             "step": step,
             "parameters": parameter_count(setup.model.config),
@@ -250,6 +253,10 @@ def _log_sizes(task, setup, schedule):
         parameter_count(model) / 1e6, model.num_layers, model.hidden_size, model.num_heads, model.vocab_size,
         model.dtype, dict(setup.mesh.shape),
     )  # fmt: skip
+    if setup.join is not None:
+        trained, frozen = (sum(a.size for a in jax.tree.leaves(tree)) for tree in (
+            setup.abstract_state.params, setup.abstract_state.frozen))  # fmt: skip
+        logger.info("%d parameters train, %.2f %% of all", trained, 100 * trained / (trained + frozen))
     logger.info(
         "run: %d steps x %d rows x %d tokens = %.1f M tokens, %.2f epochs; warm-up %d steps, decay until %d",
         schedule.total, config.batch_size, rows.sequence_length,

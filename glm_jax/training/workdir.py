@@ -28,6 +28,7 @@ from glm_jax.config import KINDS, model_config, upgrade, with_defaults
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import inference_mesh
 from glm_jax.files import compare_config, config_value, write_json_atomic
+from glm_jax.methods import method_of
 from glm_jax.model.classifier_head import with_classifier
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM, init_params
@@ -163,6 +164,15 @@ class RunFolder:
                 f"{restored.path} was trained: put the run's own files back into {self.tokenizer}"
             )
 
+    def check_base(self, fingerprint: str | None, restored: Restored) -> None:
+        """Raises RunFolderError when `fingerprint` is not that of the parameters on which the run trains its own."""
+        started_from = (restored.data_position or {}).get("base")
+        if started_from not in (None, fingerprint):
+            raise RunFolderError(
+                f"the checkpoint init_from has the parameters {fingerprint}, but {restored.path} was trained on "
+                f"{started_from}: set init_from to where that one lies"
+            )
+
 
 def to_json(config: ConfigDict) -> str:
     """The config as JSON text; tuples become lists."""
@@ -179,10 +189,17 @@ def agreed_keys(config: ConfigDict) -> dict:
 
 
 def fresh_params(config: Mapping[str, Any]) -> Callable[[GLM | GLMConfig, Any], Any]:
-    """What makes fresh parameters of a run with this config.json: the model's, and a classifier's where it has one."""
-    if config["kind"] == "pretrain" or config["classes"] is None:
+    """What makes fresh parameters of a run with this config.json: the model's, a classifier's, a tuning method's."""
+    if config["kind"] == "pretrain":
         return init_params
-    return functools.partial(with_classifier, config["classes"])
+    base = init_params if config["classes"] is None else functools.partial(with_classifier, config["classes"])
+    method = method_of(config)
+
+    def parameters(model, key):
+        shape = model if isinstance(model, GLMConfig) else model.config
+        return method.add(base(model, key), shape, jax.random.fold_in(key, 2))
+
+    return parameters
 
 
 def restore_run(
@@ -196,11 +213,15 @@ def restore_run(
 ) -> Restored:
     """The float32 parameters of a run with this config.json, a classifier's among them, on `mesh` or `inference_mesh`.
 
+    Of a tuning method they are those that train.
+
     `step` is a number, "latest" or "best". None is what the run was for: of fine-tuning the best checkpoint, if its
     scores name one; of pretraining the latest. `config` is what `RunFolder.read_config` returns. Raises as
     `Checkpointer.restore_params`, and as `RunFolder.check_tokenizer` for the run's `tokenizer` where it is given.
     """
     boxed = jax.eval_shape(lambda key: fresh_params(config)(model, key), jax.random.key(0))
+    if config["kind"] == "finetune":
+        boxed, _ = method_of(config).split(boxed)
     mesh = inference_mesh(model.num_heads, model.vocab_size) if mesh is None else mesh
     abstract = sharding.with_shardings(boxed, sharding.state_shardings(boxed, mesh, rules))
     with Checkpointer(folder.checkpoints, keep_best=BEST[config["kind"]], read_only=True) as checkpointer:

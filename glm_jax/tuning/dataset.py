@@ -92,11 +92,15 @@ def make_dataset(
     model: GLM,
     head: str = "cloze",
     packed_length: int | None = None,
+    pool: str = "cls",
+    prompt_tokens: int = 0,
 ) -> TaskDataset:
     """The training rows of a task.
 
     Args:
       head: "cloze" or "classifier".
+      pool: the token that a classifier reads.
+      prompt_tokens: of a soft prompt inside the template.
       packed_length: number of tokens of a row that several examples share, for tasks whose answers are written; None:
         every example has a row of its own.
 
@@ -111,7 +115,7 @@ def make_dataset(
             "own; set it to None"
         )
     if head == "classifier" or isinstance(task, Task):
-        encode = _labelled_encoder(task, tokenizer, model.config, head)
+        encode = _labelled_encoder(task, tokenizer, model.config, head, pool, prompt_tokens)
         # Candidates with answers of their own must not see each other; one prediction for all needs no segments.
         segments = head != "classifier" and (
             task.template.verbalizer is None or max(encode(examples[0]).segment_ids) > 1
@@ -127,15 +131,17 @@ def make_dataset(
     return TaskDataset(examples, encode, pad, sizes)
 
 
-def _labelled_encoder(task: AnyTask, tokenizer: Tokenizer, config: GLMConfig, head: str) -> Callable[..., Encoded]:
+def _labelled_encoder(
+    task: AnyTask, tokenizer: Tokenizer, config: GLMConfig, head: str, pool: str, prompt_tokens: int
+) -> Callable[..., Encoded]:
     """Example -> a row of its candidates, or of its classes, and its label."""
     if head == "classifier":
         num_classes(task)  # raises for a task without classes
-    encoder = task.encoder(tokenizer, config.num_positions)
+    encoder = task.encoder(tokenizer, config.num_positions, prompt_tokens=prompt_tokens)
 
     def encode(example):
         if head == "classifier":
-            row = encode_for_classifier(task, example, encoder)
+            row = encode_for_classifier(task, example, encoder, pool)
         else:
             with error_context(example):
                 row, *others = encoder.encode(task.template, example.fields)

@@ -22,6 +22,7 @@ def task_objective(
     label_smoothing: float = 0.0,
     length_penalty: float = 0.0,
     head: str = "cloze",
+    pool: str = "cls",
     choices: bool = True,
     generation: bool = False,
 ) -> Objective:
@@ -34,12 +35,12 @@ def task_objective(
       loss: of the candidates; see `cloze_loss`.
       label_smoothing: of the targets of written answers.
       length_penalty: of the candidates' scores; see `candidate_scores`.
-      head: "cloze", or "classifier" for `classifier_logits` on params["classifier"].
+      head: "cloze", or "classifier" for `classifier_logits` on params["classifier"], which reads the token `pool`.
       choices: whether there are rows whose candidates are compared.
       generation: whether there are rows whose answers are written.
     """
     if head == "classifier":
-        row_losses = functools.partial(_classifier_losses, model)
+        row_losses = functools.partial(_classifier_losses, model, pool=pool)
     elif choices:
         smoothing = label_smoothing if generation else None
         row_losses = functools.partial(
@@ -56,10 +57,10 @@ def task_objective(
     return objective
 
 
-def _classifier_losses(model, params, batch, **options):
+def _classifier_losses(model, params, batch, *, pool, **options):
     """The sum to minimise, and each row's loss and weight: cross entropy of the classes."""
-    hidden = model.apply({"params": params}, **batch.model_inputs() | {"target_index": None}, head=False, **options)
-    scores = classifier_logits(params["classifier"], hidden, batch.prefix_lengths)
+    hidden = forward(model, params, batch, target_index=None, head=False, **options)
+    scores = classifier_logits(params["classifier"], hidden, batch.prefix_lengths, pool)
     losses = _choice_losses(scores, batch, "cross_entropy")
     return losses.sum(), losses, (batch.labels >= 0).astype(jnp.float32)
 

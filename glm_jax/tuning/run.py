@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 
 from glm_jax import tokenizers
 from glm_jax.config import OVERRIDABLE
-from glm_jax.distributed import processes
+from glm_jax.distributed import processes, sharding
 from glm_jax.evaluation import results as results_lib
 from glm_jax.evaluation.classifier import num_classes
 from glm_jax.files import write_json_atomic
 from glm_jax.interop import from_pretrained
+from glm_jax.interop.adapter import write_adapter
+from glm_jax.methods import has_adapter, method_of
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.task import Task
@@ -84,16 +86,24 @@ def _saved_test(folder):
 def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FinetuningTask:
     """The task of the run; completes `config` with the checkpoint's model and, for a classifier, its classes.
 
-    A run that has begun needs its own folder only. Raises FormatError for a checkpoint that cannot be read or has no
+    A run that has begun needs its own folder only, unless its method leaves parameters of the checkpoint as they are.
+    Raises FormatError for a checkpoint that cannot be read or has no
     tokenizer.
     """
     tasks = _checked_tasks(config)
     if folder.begun and folder.config.exists():
         model, params = folder.read_config()["model"], None
         tokenizer = tokenizers.load(folder.tokenizer)
+        if config.method != "full" and folder.finished() is None:
+            params = from_pretrained(config.init_from, dtype="float32", tokenizer=config.tokenizer).model_params
     else:
         source = from_pretrained(config.init_from, dtype="float32", tokenizer=config.tokenizer)
         tokenizer = source.require_tokenizer()
+        if has_adapter(source.params):
+            raise ValueError(
+                f"init_from {config.init_from} has an adapter: merge it first (python -m glm_jax convert --merge), or "
+                "start from its base"
+            )
         model, params = dataclasses.asdict(source.model.config), source.model_params
         if config.head == "classifier" and "classifier" in source.params:
             logger.warning("the classification head of %s is not used: the new one starts fresh", config.init_from)
@@ -135,13 +145,27 @@ def _is_labelled(task, example):
 
 def _test(config, folder):
     """The best checkpoint on the test split: numbers, predictions, and results.json in folder/test."""
-    model, params, tokenizer = from_pretrained(folder.path, dtype="float32")
+    opened = from_pretrained(folder.path, dtype="float32")
+    model, params, tokenizer = opened
+    if config.method != "full":
+        _write_adapter(config, folder, opened)
     split = config.test_split or config.validation_split
-    options = results_lib.Options(split=split, batch_size=config.eval_batch_size, head=config.head)
+    options = results_lib.Options(split=split, batch_size=config.eval_batch_size, head=config.head, pool=config.pool)
     results = evaluate_tasks(model, params, tokenizer, tasks_of(config), options)
     if jax.process_index() == 0:
         results_lib.write_results(results, str(folder.path / "test"), str(folder.path))
     return results
+
+
+def _write_adapter(config, folder, opened):
+    """What was trained, in folder/adapter."""
+    method = method_of(config.to_dict())
+    trained, _ = sharding.local_replica(method.split(opened.params)[0])
+    with processes.all_or_none("writing the adapter"):
+        if jax.process_index() == 0:
+            base = opened.adapter["base"]
+            write_adapter(folder.path / "adapter", method, trained, opened.model.config, base, config.pool)
+            logger.info("adapter: %s", folder.path / "adapter")
 
 
 def _summary(workdir, runs):

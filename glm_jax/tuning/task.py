@@ -15,14 +15,19 @@ from glm_jax.data.packing import Mixture
 from glm_jax.distributed import sharding
 from glm_jax.evaluation.results import HEADS, Options, Result, Share
 from glm_jax.evaluation.run import evaluate_task
+from glm_jax.interop.adapter import fingerprint
+from glm_jax.methods import ClassifierHead, Full, Prompt, PromptSpell, PTuningV2, method_of
+from glm_jax.model.classifier_head import POOLS
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, read
 from glm_jax.tasks.task import AnyTask, Task, find, from_settings
 from glm_jax.tokenizers.base import Tokenizer
+from glm_jax.training.checksum import leaf_name
 from glm_jax.training.setup import StepSchedule, TrainingSetup, check_mesh, make_setup_for
 from glm_jax.training.task import TrainingTask
+from glm_jax.training.train_step import TrainState
 from glm_jax.training.workdir import BEST, fresh_params
 from glm_jax.tuning.dataset import make_dataset, to_batch
 from glm_jax.tuning.losses import task_objective
@@ -47,11 +52,15 @@ class FinetuningTask(TrainingTask):
         self, config: ConfigDict, tokenizer: Tokenizer, params: Any = None, tasks: Sequence[AnyTask] | None = None
     ):
         self.config, self.tokenizer, self._params, self._given = config, tokenizer, params, tasks
+        self.method = method_of(config.to_dict())
+        if params is not None and not isinstance(self.method, Full):
+            self.base_fingerprint = fingerprint(params)
 
     def check(self) -> tuple[Mesh, sharding.Rules]:
         """See `check_keys` and `setup.check_mesh`."""
         check_keys(self.config)
-        return check_mesh(self.config)
+        self.method.check(model_config(self.config.model, 1))
+        return check_mesh(self.config, prefix=isinstance(self.method, PTuningV2 | Prompt))
 
     def check_start(self) -> None:
         """Raises ValueError for a run that is not started with parameters."""
@@ -65,11 +74,12 @@ class FinetuningTask(TrainingTask):
         """
         config = self.config
         self.tasks = tasks_of(config) if self._given is None else list(self._given)
-        self._model = GLM(model_config(config.model, self.tokenizer.vocab_size))
+        self.model = self.method.model(GLM(model_config(config.model, self.tokenizer.vocab_size)))
+        prompt_tokens = self.method.length if isinstance(self.method, PromptSpell) else 0
         parts = [
             make_dataset(
-                task, few(read(task.source, config.train_split), config), self.tokenizer, self._model, config.head,
-                config.packed_length,
+                task, few(read(task.source, config.train_split), config), self.tokenizer, self.model, config.head,
+                config.packed_length, config.pool, prompt_tokens,
             )
             for task in self.tasks
         ]  # fmt: skip
@@ -90,24 +100,87 @@ class FinetuningTask(TrainingTask):
         if smoothing is None:
             smoothing = max((getattr(task, "label_smoothing", 0.0) for task in self.tasks), default=0.0)
         objective = task_objective(
-            self._model, loss=config.loss, label_smoothing=smoothing, head=config.head, choices=any(kinds),
+            self.model, loss=config.loss, label_smoothing=smoothing, head=config.head, pool=config.pool,
+            choices=any(kinds),
             generation=not all(kinds),
             length_penalty=max((task.length_penalty for task in self.tasks if isinstance(task, Task)), default=0.0),
         )  # fmt: skip
-        return make_setup_for(self._model, objective, config, schedule, mesh, rules, fresh_params(config.to_dict()))
+        parameters = fresh_params(config.to_dict())
+        if isinstance(self.method, Full):
+            return make_setup_for(self.model, objective, config, schedule, mesh, rules, parameters)
+        return make_setup_for(
+            self.model, objective, config, schedule, mesh, rules, parameters, method=self.method,
+            frozen_dtype=config.frozen_dtype,
+        )  # fmt: skip
 
     def start_params(self, setup: TrainingSetup, fresh: Any) -> Any:
-        """The checkpoint's parameters in the place of the fresh ones; a head that it does not have stays fresh."""
+        """The checkpoint's parameters in the place of the fresh ones; what it does not have stays fresh."""
+        if isinstance(self.method, Full):
+            params, self._params = self._params, None
+            return self._placed(params, fresh, setup.shardings.params)
+        trained, _ = self.method.split(self._params)
+        start = self._placed(trained, fresh, setup.shardings.params)
+        if isinstance(self.method, PTuningV2 | Prompt):
+            tokens = self._tokens_of_examples(self.method.length)
+            start = self.method.start_from(start, setup.model, self._params, tokens)
+        elif isinstance(self.method, PromptSpell):
+            start = self.method.start_from(start, self._params, self._verbalizer_tokens(), self.config.seed)
+        return jax.tree.map(jax.device_put, start, setup.shardings.params)
+
+    def fresh_state(self, setup: TrainingSetup) -> TrainState:
+        """A state with random parameters, the frozen ones too, for measuring without a checkpoint."""
+        state = setup.init(jax.random.key(0))
+        if setup.join is None:
+            return state
+        parameters = fresh_params(self.config.to_dict())
+
+        def frozen(key):
+            params = self.method.split(sharding.unbox(parameters(setup.model, key)))[1]
+            return jax.tree.map(lambda leaf: leaf.astype(self.config.frozen_dtype), params)
+
+        return state.replace(frozen=jax.jit(frozen, out_shardings=setup.shardings.frozen)(jax.random.key(0)))
+
+    def frozen_params(self, setup: TrainingSetup) -> Any:
+        """The checkpoint's parameters that do not train, in the config's `frozen_dtype`."""
+        if isinstance(self.method, Full):
+            return None
         params, self._params = self._params, None
-        shapes = [{name: jax.tree.map(lambda a: a.shape, tree[name]) for name in tree} for tree in (params, fresh)]
-        for name, shape in shapes[0].items():
-            if shape != shapes[1].get(name):
+        if params is None:
+            raise ValueError(f"the run needs the parameters of its checkpoint {self.config.init_from}, also to resume")
+        _, frozen = self.method.split(self.method.add(params, setup.model.config, jax.random.key(0)))
+        dtype = self.config.frozen_dtype
+        place = lambda leaf, where: jax.device_put(leaf.astype(dtype), where)  # noqa: E731
+        return jax.tree.map(place, frozen, setup.shardings.frozen)
+
+    def _placed(self, params, fresh, shardings):
+        """`params` where they have the shapes of `fresh`, on `shardings`; the rest of `fresh`."""
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            other: Any = fresh
+            for key in path:
+                other = other.get(key.key) if isinstance(other, Mapping) else None
+            if (expected := getattr(other, "shape", None)) != leaf.shape:
                 raise ValueError(
-                    f"init_from {self.config.init_from}: {name} is {shape} there, but {shapes[1].get(name)} in this "
-                    "run; leave the sizes in config.model None"
+                    f"init_from {self.config.init_from}: {leaf_name(path)} is {leaf.shape} there, but {expected} in "
+                    "this run; leave the sizes in config.model None"
                 )
-        placed = {name: setup.shardings.params[name] for name in params}
-        return {**fresh, **jax.tree.map(jax.device_put, dict(params), placed)}
+        return _place(params, fresh, shardings)
+
+    def _tokens_of_examples(self, count):
+        """The first tokens of the training rows, without special ones."""
+        ids: list[int] = []
+        special = set(dataclasses.asdict(self.tokenizer.special).values())
+        for number in range(len(self.train_rows)):
+            row = self.train_rows[number]
+            ids += [int(i) for i in row["tokens"][: int(row["prefix_lengths"])] if int(i) not in special]
+            if len(ids) >= count:
+                break
+        return ids[:count] or [self.tokenizer.special.cls]
+
+    def _verbalizer_tokens(self):
+        """The tokens of the tasks' verbalizers."""
+        tasks = [task for task in self.tasks if isinstance(task, Task) and task.template.verbalizer]
+        texts = [text for task in tasks for text in task.template.verbalizer.values()]
+        return [int(i) for text in texts for i in self.tokenizer.encode_continuation(text)]
 
     def rows(self, batch: Mapping[str, Any]) -> TaskBatch:
         """Encoded examples."""
@@ -126,7 +199,7 @@ class FinetuningTask(TrainingTask):
         config = self.config
         options = Options(
             split=config.validation_split, limit=config.eval_examples, batch_size=config.eval_batch_size,
-            head=config.head,
+            head=config.head, pool=config.pool,
         )  # fmt: skip
         results = evaluate_tasks(setup.model, params, self.tokenizer, self.tasks, options)
         count = sum(result.count for result in results)
@@ -145,6 +218,15 @@ class FinetuningTask(TrainingTask):
         return ""
 
 
+def _place(params, fresh, shardings):
+    if not isinstance(fresh, Mapping):
+        return jax.device_put(params, shardings)
+    return {
+        name: _place(params[name], branch, shardings[name]) if name in params else branch
+        for name, branch in fresh.items()
+    }
+
+
 def check_keys(config: ConfigDict) -> None:
     """Raises ValueError for keys of fine-tuning that contradict each other."""
     for name, value, known in (("loss", config.loss, LOSSES), ("head", config.head, HEADS)):
@@ -158,10 +240,23 @@ def check_keys(config: ConfigDict) -> None:
         raise ValueError("a classifier has the classes of one task: give one task, or use the head 'cloze'")
     if config.head == "classifier" and config.loss != "cross_entropy":
         raise ValueError(f"loss {config.loss!r} is of candidates; a classifier takes 'cross_entropy'")
+    _check_method(config)
     if config.few_shot is not None and config.few_shot < 1:
         raise ValueError(f"few_shot {config.few_shot}: give at least 1 example, or None for all")
     if not config.eval_batch_size >= 1:
         raise ValueError(f"eval_batch_size {config.eval_batch_size} must be at least 1")
+
+
+def _check_method(config):
+    method = method_of(config.to_dict())
+    if config.pool not in POOLS:
+        raise ValueError(f"unknown pool {config.pool!r}; known: {', '.join(POOLS)}")
+    if config.frozen_dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"unknown frozen_dtype {config.frozen_dtype!r}; known: float32, bfloat16, float16")
+    if isinstance(method, ClassifierHead) and config.head != "classifier":
+        raise ValueError("method 'classifier' trains a head alone: set head = 'classifier', or choose another method")
+    if isinstance(method, PromptSpell) and config.packed_length is not None:
+        raise ValueError("method 'prompt_spell' needs a row for each example: set packed_length to None")
 
 
 def tasks_of(config: ConfigDict) -> list[AnyTask]:
@@ -173,6 +268,11 @@ def tasks_of(config: ConfigDict) -> list[AnyTask]:
         if config.length_penalty is not None and isinstance(opened, Task):
             opened = dataclasses.replace(opened, length_penalty=config.length_penalty)
         tasks.append(opened)
+    if config.method == PromptSpell.name and (others := [t.name for t in tasks if not isinstance(t, Task)]):
+        raise TaskError(
+            f"method 'prompt_spell' puts its vectors into a template with a verbalizer or candidates, which "
+            f"{others[0]} does not have: choose 'prompt' or 'p_tuning_v2'"
+        )
     penalties = {task.length_penalty for task in tasks if isinstance(task, Task)}
     if len(penalties) > 1:
         raise TaskError(

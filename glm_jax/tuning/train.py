@@ -46,6 +46,13 @@ def train(
       NonFiniteError: training diverges.
       Interrupted: after an interrupt, when the state is saved.
     """
+    if not isinstance(config, ConfigDict):
+        raise TypeError(
+            f"train takes a config such as glm_jax.config.pretrain(), or what get_config() of a file returns, not "
+            f"{type(config).__name__}"
+        )
+    if on_log is not None and not callable(on_log):
+        raise TypeError(f"on_log {on_log!r} must be a function of (step, metrics)")
     with _log_lines():
         if config.kind == "finetune":
             return finetune(config, workdir, on_log=on_log, profile=profile)

@@ -6,7 +6,7 @@ import pytest
 
 from glm_jax.benchmarks import attention as attention_
 from glm_jax.benchmarks import compile as compile_
-from glm_jax.benchmarks import corruption, decode, finetune, step
+from glm_jax.benchmarks import corruption, decode, finetune, methods, step
 from glm_jax.benchmarks import input as input_
 from glm_jax.cli.configs import read_config
 from glm_jax.model.batch import Batch
@@ -128,6 +128,22 @@ def test_finetune_benchmark_says_what_it_cannot_make_up():
     config = read_config("configs/finetune/superglue.py:copa")
     with pytest.raises(ValueError, match="examples of copa need more than texts"):
         finetune.run(config, words=4, num_layers=1, hidden_size=32, num_heads=2, vocab_size=512)
+
+
+@pytest.mark.thorough
+def test_methods_benchmark_measures_each_against_full():
+    config = read_config("configs/finetune/superglue.py:boolq", {"batch_size": "2", "frozen_dtype": "bfloat16"})
+    tiny = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "vocab_size": 512, "dtype": "float32"}
+    result = methods.run(config, words=20, repeats=1, methods=("lora", "classifier", "first_layers"), **tiny)
+    assert result.keys() >= KEYS
+    costs = result["methods"]
+    assert list(costs) == ["full", "lora", "classifier", "first_layers"]
+    assert costs["full"]["share_of_parameters"] == 1.0
+    for name, cost in costs.items():
+        assert cost["optimizer_bytes"] == pytest.approx(2 * cost["gradient_bytes"], abs=64), name
+        assert cost["gradient_bytes"] == 4 * cost["trained_parameters"]
+        if name != "full":
+            assert cost["frozen_bytes"] < 2 * costs["full"]["trained_parameters"] + 64
 
 
 @pytest.mark.parametrize("length", [0, 3])

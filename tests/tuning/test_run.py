@@ -35,49 +35,8 @@ from glm_jax.tuning.losses import task_objective
 from glm_jax.tuning.run import finetune
 from glm_jax.tuning.task import tasks_of
 from glm_jax.tuning.train import train
-from tests.helpers import tiny_run
 from tests.helpers.crash_resume import ROOT, assert_same_end, kill_at, losses
-
-TOPICS = {
-    "name": "topics",
-    "pattern": "{text} It is [MASK].",
-    "verbalizer": {"0": " ba", "1": " de"},
-}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A pretrained run of one step, and data: topics in JSON lines, pairs of texts, and texts to blank out."""
-    folder = tmp_path_factory.mktemp("tuning")
-    tiny_run.write_corpus(folder)
-    train(
-        tiny_run.config(folder, train_duration="1 steps", eval_every="0 steps", sample_every="0 steps"),
-        str(folder / "pretrained"),
-    )
-    rng = random.Random(0)
-    for split, count in (("train", 24), ("validation", 10)):
-        texts = [" ".join(rng.choices(tiny_run.WORDS, k=rng.randint(3, 9))) for _ in range(count)]
-        rows = [{"text": text, "label": int("go" in text)} for text in texts]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / f"{split}.source").write_text("".join(text + "\n" for text in texts))
-        (folder / f"{split}.target").write_text("".join(text.split()[0] + "\n" for text in texts))
-        (folder / f"{split}.txt").write_text("".join(text + "\n" for text in texts))
-    return folder
-
-
-def config(place, *tasks, **changes):
-    config = defaults.finetune()
-    config.init_from = str(place / "pretrained")
-    config.data.data_dir = str(place)
-    config.tasks = tasks or ({**TOPICS, "path": str(place / "{split}.jsonl")},)
-    config.train_duration = "2 epochs"
-    config.batch_size = 8
-    config.schedule.peak_lr = 3e-3
-    config.log_every = "1 steps"
-    for key, value in changes.items():
-        with config.ignore_type():
-            config[key] = value
-    return config
+from tests.helpers.tuning_runs import TOPICS, config
 
 
 @pytest.mark.thorough
