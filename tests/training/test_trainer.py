@@ -286,7 +286,7 @@ def test_log_lines_are_shown_where_nobody_configured_logging(monkeypatch, capsys
         ({"mesh__data": 2, "mesh__fsdp": 4}, "does not fit 1 devices"),
         ({"model__num_heads": 5}, "hidden_size 32 must be a multiple of num_heads 5"),
         ({"corruption__sentence": -1.0}, "must be non-negative"),
-        ({"optimizer__name": "adam"}, "choose from adamw"),
+        ({"optimizer__name": "adam"}, "known: adamw, adafactor"),
         ({"logical_axis_rules": (("vocabulary", None),), "batch_size": 0}, "batch_size 0"),
         ({"init_from": "/no/such/run"}, "no run folder"),
         (

@@ -17,12 +17,12 @@ from glm_jax.tuning.run import finetune
 from tests.helpers import two_processes
 from tests.helpers.compiler_flags import fake_devices
 from tests.helpers.crash_resume import ROOT, losses
-from tests.tuning.test_run import TOPICS, config, place  # noqa: F401 (a fixture)
+from tests.helpers.tuning_runs import TOPICS, config
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["topics", "blank:0.4", "pairs"])
-def test_shares_make_the_whole(place, name, monkeypatch):  # noqa: F811
+def test_shares_make_the_whole(place, name, monkeypatch):
     """Three processes, one after the other; the last hears what the others found."""
     loaded = from_pretrained(place / "pretrained")
     if name == "topics":
@@ -54,24 +54,25 @@ def test_shares_make_the_whole(place, name, monkeypatch):  # noqa: F811
         assert ours == theirs
 
 
-def _task_file(place):  # noqa: F811
+def _task_file(place):
     file = place / "topics_task.py"
     file.write_text(f"task = { ({**TOPICS, 'path': str(place / '{split}.jsonl')})!r}\n")
     return file
 
 
 @pytest.mark.slow
-def test_two_hosts_fine_tune_as_one(place):  # noqa: F811
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_hosts_fine_tune_as_one(place, method):
     tasks = ({**TOPICS, "path": str(place / "{split}.jsonl")}, "blank:0.4")
-    one = finetune(config(place, *tasks), str(place / "one"))
+    one = finetune(config(place, *tasks, method=method), str(place / f"one-{method}"))
     file = place / "two.py"
     file.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import pathlib\nfrom tests.tuning import test_run\n"
-        f"def get_config():\n    return test_run.config(pathlib.Path({str(place)!r}), *{tasks!r})\n"
+        "import pathlib\nfrom tests.helpers import tuning_runs\n"
+        f"def get_config():\n    return tuning_runs.config(pathlib.Path({str(place)!r}), *{tasks!r}, method={method!r})\n"
     )
     address = two_processes.free_address()
-    command = [sys.executable, "-m", "glm_jax", "finetune", f"--config={file}", f"--workdir={place / 'two'}"]
+    command = [sys.executable, "-m", "glm_jax", "finetune", f"--config={file}", f"--workdir={place / f'two-{method}'}"]
     processes = [
         subprocess.Popen(
             [*command, f"--hosts={address},2,{i}"], cwd=ROOT, env=fake_devices(2), text=True,
@@ -81,10 +82,10 @@ def test_two_hosts_fine_tune_as_one(place):  # noqa: F811
     ]  # fmt: skip
     outputs = [process.communicate(timeout=400)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    ours, theirs = losses(place / "two"), losses(place / "one")
+    ours, theirs = losses(place / f"two-{method}"), losses(place / f"one-{method}")
     assert list(ours) == list(theirs)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
-    two = json.loads((place / "two" / "test.json").read_text())
+    two = json.loads((place / f"two-{method}" / "test.json").read_text())
     for task, numbers in one.items():
         assert two[task]["examples"] == 10
         first = next(name for name in numbers if name not in ("split", "examples"))
