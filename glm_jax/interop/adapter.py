@@ -181,5 +181,6 @@ def combine(method: Method, trained: Mapping[str, Any], params: Mapping[str, Any
     """`params` of the base with what was trained, in the tree that `GLM` takes."""
     _, frozen = method.split(params)
     if isinstance(method, LoRA):
-        trained = merge_trees(method.scales_of(trained), trained)
+        scales = jax.tree.map(np.asarray, method.scales_of(trained))
+        trained = merge_trees(replicate(scales, params), trained)
     return with_joined_layers(method.join(trained, frozen))

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import inference_mesh
@@ -44,8 +44,9 @@ def place_params(
 
 
 def replicate(tree: Any, params: Any) -> Any:
-    """The NumPy arrays of `tree`, whole on every device of the mesh on which `params` are."""
-    return jax.device_put(tree, sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh))
+    """The NumPy arrays of `tree`, whole on every device of the mesh on which `params` are, if they are on one."""
+    placed = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return jax.device_put(tree, sharding.replicated(placed.mesh) if isinstance(placed, NamedSharding) else None)
 
 
 def place(

@@ -69,7 +69,8 @@ def test_two_hosts_fine_tune_as_one(place, method):
     file.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import pathlib\nfrom tests.helpers import tuning_runs\n"
-        f"def get_config():\n    return tuning_runs.config(pathlib.Path({str(place)!r}), *{tasks!r}, method={method!r})\n"
+        f"def get_config():\n    place = pathlib.Path({str(place)!r})\n"
+        f"    return tuning_runs.config(place, *{tasks!r}, method={method!r})\n"
     )
     address = two_processes.free_address()
     command = [sys.executable, "-m", "glm_jax", "finetune", f"--config={file}", f"--workdir={place / f'two-{method}'}"]
@@ -90,6 +91,6 @@ def test_two_hosts_fine_tune_as_one(place, method):
         assert two[task]["examples"] == 10
         first = next(name for name in numbers if name not in ("split", "examples"))
         assert two[task][first]["mean"] == pytest.approx(numbers[first]["mean"], abs=1e-3)
-    logs = [read_metrics(place / name / "metrics.jsonl") for name in ("one", "two")]
+    logs = [read_metrics(place / name / "metrics.jsonl") for name in (f"one-{method}", f"two-{method}")]
     scores = [[line["validation_score"] for line in log if "validation_score" in line] for log in logs]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
