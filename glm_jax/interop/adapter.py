@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glm_jax.files import write_json_atomic
 from glm_jax.interop import peft, safetensors_file
@@ -21,7 +22,7 @@ from glm_jax.interop.extras import EXTRAS
 from glm_jax.interop.folders import new_folder
 from glm_jax.interop.placement import replicate
 from glm_jax.interop.tensors import of_array
-from glm_jax.methods import LoRA, Method, make_method, with_joined_layers
+from glm_jax.methods import Method, make_method, with_joined_layers
 from glm_jax.methods.base import HEAD, merge_trees
 from glm_jax.model.adapters import projected_prefix
 from glm_jax.model.config import GLMConfig
@@ -34,17 +35,16 @@ _BASE_FIELDS = ("num_layers", "hidden_size", "num_heads", "vocab_size")
 
 def fingerprint(params: Mapping[str, Any]) -> str:
     """Of a model's own parameters, the same for every sharding, and for float32 and bfloat16 copies of them."""
-    own = {name: tree for name, tree in params.items() if name not in EXTRAS}
-    return _fingerprint(own)
+    return checksums({"params": _rounded(_of_model(params))})["params"]
+
+
+def _of_model(params):
+    return {name: tree for name, tree in params.items() if name not in EXTRAS}
 
 
 @jax.jit
 def _rounded(params):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-
-
-def _fingerprint(params):
-    return checksums({"params": _rounded(params)})["params"]
 
 
 def recognizes(folder: pathlib.Path) -> bool:
@@ -66,7 +66,7 @@ def write_adapter(
     Raises ValueError for a folder that holds something else.
     """
     trained = _as_saved(trained, config)
-    tensors = {"/".join(name): of_array(np.asarray(leaf, np.float32)) for name, leaf in _flatten(trained)}
+    tensors = {name: of_array(np.asarray(leaf, np.float32)) for name, leaf in flatten_dict(trained, sep="/").items()}
     head = trained.get(HEAD)
     settings = {
         "format": "glm_jax adapter",
@@ -88,14 +88,6 @@ def _as_saved(trained, config):
         return trained
     keys, values = projected_prefix(prefix, config.num_layers, config.num_heads, config.head_width)
     return dict(trained) | {"prefix": {"keys": keys[:, 0], "values": values[:, 0]}}
-
-
-def _flatten(tree, path=()):
-    for name, branch in tree.items():
-        if isinstance(branch, Mapping):
-            yield from _flatten(branch, (*path, name))
-        else:
-            yield (*path, name), branch
 
 
 def read_settings(folder: pathlib.Path) -> dict[str, Any]:
@@ -126,7 +118,7 @@ def open_adapter(
     folder = pathlib.Path(path)
     if recognizes(folder / "adapter"):  # a run's
         folder = folder / "adapter"
-    own = {name: tree for name, tree in params.items() if name not in EXTRAS}
+    own = _of_model(params)
     if peft.recognizes(folder):
         method, trained = peft.read(folder, config)
         return combine(method, replicate(trained, own), params), {"method": method.name, "head": None}
@@ -135,28 +127,23 @@ def open_adapter(
             raise FormatError(f"{folder} does not exist: give the folder of an adapter")
         raise FormatError(f"{folder} holds no adapter: expected {SETTINGS_FILE}, or {peft.CONFIG} of peft")
     settings = read_settings(folder)
-    base = settings["base"]
+    base, found = settings["base"], fingerprint(params)
     shape = {name: getattr(config, name) for name in _BASE_FIELDS}
-    if {name: base.get(name) for name in _BASE_FIELDS} != shape or base.get("fingerprint") != _fingerprint(own):
+    if {name: base.get(name) for name in _BASE_FIELDS} != shape or base.get("fingerprint") != found:
         raise FormatError(
             f"the adapter {folder} was trained on {base.get('name')} (parameters {base.get('fingerprint')}), not on "
-            f"{base_name} ({_fingerprint(own)}): open that one"
+            f"{base_name} ({found}): open that one"
         )
     try:
         method = make_method(settings["method"], settings["settings"])
     except (ValueError, TypeError) as error:
         raise FormatError(f"{folder / SETTINGS_FILE}: {error}") from error
     tensors, _ = safetensors_file.read(folder / WEIGHTS_FILE)
-    trained: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        *branches, leaf = name.split("/")
-        branch = trained
-        for part in branches:
-            branch = branch.setdefault(part, {})
-        array = tensor.read()
+    arrays = {name: tensor.read() for name, tensor in tensors.items()}
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise FormatError(f"{folder / WEIGHTS_FILE}: {name} has NaN or infinity in it")
-        branch[leaf] = array
+    trained = unflatten_dict(arrays, sep="/")
     _check(trained, method, own, config, folder)
     return combine(method, replicate(trained, own), params), settings
 
@@ -164,11 +151,12 @@ def open_adapter(
 def _check(trained, method, own, config, folder):
     """Raises FormatError unless the tensors are those that the method trains on this base."""
     abstract = jax.eval_shape(lambda params, key: method.add(params, config, key), own, jax.random.key(0))
-    expected = {"/".join(name): leaf.shape for name, leaf in _flatten(method.split(abstract)[0])}
+    expected = {name: leaf.shape for name, leaf in flatten_dict(method.split(abstract)[0], sep="/").items()}
     if any(name.startswith("prefix/mlp") for name in expected):
         heads = (config.num_layers, method.length, config.num_heads, config.head_width)
         expected = {"prefix/keys": heads, "prefix/values": heads}
-    actual = {"/".join(name): leaf.shape for name, leaf in _flatten(trained) if name[0] != HEAD}
+    actual = {name: leaf.shape for name, leaf in flatten_dict(trained, sep="/").items()}
+    actual = {name: shape for name, shape in actual.items() if not name.startswith(f"{HEAD}/")}
     if actual != expected:
         name = sorted(n for n in actual | expected if actual.get(n) != expected.get(n))[0]
         raise FormatError(
@@ -180,7 +168,5 @@ def _check(trained, method, own, config, folder):
 def combine(method: Method, trained: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` of the base with what was trained, in the tree that `GLM` takes."""
     _, frozen = method.split(params)
-    if isinstance(method, LoRA):
-        scales = jax.tree.map(np.asarray, method.scales_of(trained))
-        trained = merge_trees(replicate(scales, params), trained)
+    trained = merge_trees(replicate(method.constants(trained), params), trained)
     return with_joined_layers(method.join(trained, frozen))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM
@@ -55,36 +56,26 @@ class Method:
         """The parameters that `GLM` takes."""
         return merge_trees(trained, frozen)
 
+    def constants(self, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """What `add` puts beside the parameters in `trained` and is neither trained nor the model's; NumPy arrays."""
+        del trained
+        return {}
+
     def hyperparameters(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
         return dataclasses.asdict(self)
 
 
-def partition(
-    tree: Mapping[str, Any], chosen: Callable[[Path], bool], path: Path = ()
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def partition(tree: Mapping[str, Any], chosen: Callable[[Path], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The leaves whose path is chosen, and the others, as two trees without empty branches."""
-    inside: dict[str, Any] = {}
-    outside: dict[str, Any] = {}
-    for name, branch in tree.items():
-        here = (*path, name)
-        if isinstance(branch, Mapping):
-            for part, result in zip(partition(branch, chosen, here), (inside, outside), strict=True):
-                if part:
-                    result[name] = part
-        else:
-            (inside if chosen(here) else outside)[name] = branch
-    return inside, outside
+    leaves = flatten_dict(tree)
+    inside = {path: leaf for path, leaf in leaves.items() if chosen(path)}
+    return unflatten_dict(inside), unflatten_dict({path: leaves[path] for path in leaves if path not in inside})
 
 
 def merge_trees(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """One tree with the leaves of both; those of `first` where both have one."""
-    merged = dict(second)
-    for name, branch in first.items():
-        other = merged.get(name)
-        both = isinstance(branch, Mapping) and isinstance(other, Mapping)
-        merged[name] = merge_trees(branch, other) if both else branch
-    return merged
+    return unflatten_dict(flatten_dict(second) | flatten_dict(first))
 
 
 def is_box(leaf: Any) -> bool:

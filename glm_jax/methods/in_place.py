@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
-from glm_jax.methods.base import HEAD, Method, Path, axes_of, boxer, is_box, merge_trees, partition, value_of
+from glm_jax.methods.base import Method, Path, axes_of, boxer, is_box, merge_trees, value_of
 from glm_jax.methods.lora import kernels
 from glm_jax.model.config import GLMConfig
 
@@ -66,10 +67,8 @@ class IA3(Method):
                 shape, axes = (shape[0], 2, *shape[3:]), (axes[0], None, *axes[3:])
             else:
                 shape, axes = shape[:2], axes[:2]
-            leaves = {leaf: box(jnp.ones(shape, jnp.float32), axes)}
-            for part in reversed(("layers", *path)):
-                leaves = {part: leaves}
-            adapted = merge_trees(leaves, adapted)
+            scale = box(jnp.ones(shape, jnp.float32), axes)
+            adapted = merge_trees(unflatten_dict({("layers", *path, leaf): scale}), adapted)
         return adapted
 
     def trains(self, path: Path) -> bool:
@@ -119,9 +118,9 @@ class FirstLayers(Method):
 
             return jax.tree.map(of, params["layers"], is_leaf=is_box)
 
+        trained, frozen = super().split(params)
         if "first_layers" in params:
-            return partition(params, lambda path: path[0] == HEAD or self.trains(path))
-        trained, frozen = partition(params, lambda path: path[0] == HEAD or self.trains(path))
+            return trained, frozen
         return (
             trained | {"layers": cut(slice(self.frozen, None))},
             frozen | {"first_layers": cut(slice(None, self.frozen))},

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glm_jax.files import nearest
 from glm_jax.methods.base import Method, Path, axes_of, boxer, merge_trees, value_of
@@ -78,10 +80,8 @@ class LoRA(Method):
                 continue
             if "lora_a" in module:
                 raise ValueError(f"layers/{'/'.join(path)} has LoRA's factors already: merge them first")
-            leaves = self._factors(module, path, box, jax.random.fold_in(key, number))
-            for name in reversed(("layers", *path)):
-                leaves = {name: leaves}
-            adapted = merge_trees(leaves, adapted)
+            factors = self._factors(module, path, box, jax.random.fold_in(key, number))
+            adapted = merge_trees(unflatten_dict({("layers", *path): factors}), adapted)
         return adapted
 
     def _factors(self, module, path, box, key):
@@ -110,16 +110,11 @@ class LoRA(Method):
             "lora_scale": box(jnp.full((count,), self.scale, jnp.float32), ("layers",)),
         }
 
-    def scales_of(self, trained: Mapping[str, Any]) -> dict[str, Any]:
-        """The scales that belong beside the factors in `trained`, which does not hold them."""
-        scales: dict[str, Any] = {}
-        for name, branch in trained.items():
-            if isinstance(branch, Mapping):
-                if "lora_a" in branch:
-                    scales[name] = {"lora_scale": jnp.full((branch["lora_a"].shape[0],), self.scale, jnp.float32)}
-                elif inside := self.scales_of(branch):
-                    scales[name] = inside
-        return scales
+    def constants(self, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """The scales beside the factors."""
+        factors = {path: leaf for path, leaf in flatten_dict(trained).items() if path[-1] == "lora_a"}
+        scales = {path: np.full(leaf.shape[0], self.scale, np.float32) for path, leaf in factors.items()}
+        return unflatten_dict({(*path[:-1], "lora_scale"): scale for path, scale in scales.items()})
 
     def trains(self, path: Path) -> bool:
         """The factors."""

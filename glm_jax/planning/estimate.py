@@ -115,7 +115,6 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
     """The results for a compiled step; keys as in `plan`."""
     config, chip, built = compiled.config, compiled.chip, compiled.built
     mesh = built.mesh
-    arguments = bytes_on_a_chip(built.abstract_state)
     result = {
         "topology": topology if slices == 1 else f"{slices} x {topology}",
         "chips": mesh.size,
@@ -126,11 +125,10 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "parameters": parameter_count(built.model.config),
         "hbm_bytes": chip.hbm_bytes,
         "compile_seconds": compiled.seconds,
+        **memory_of(compiled),
     }
     if compiled.text is None:
-        return result | does_not_fit(arguments, compiled.needed_bytes, chip)
-    memory = compiled.memory
-    peak = peak_bytes(memory)
+        return result
     counts = hlo.count(compiled.text, mesh.size)
     useful = useful_flops_per_step(config, built)
     seconds = roofline(counts, chip, mesh)
@@ -138,11 +136,6 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
     tokens = config.batch_size * config.data.sequence_length
     total = built_steps(config)
     return result | {
-        "fits": 1 - peak / chip.hbm_bytes >= HEADROOM,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": peak,
-        "headroom": 1 - peak / chip.hbm_bytes,
         "flops_per_step": counts.flops,
         "useful_flops_per_step": useful / mesh.size,
         "hbm_bytes_per_step": counts.hbm_bytes,
@@ -158,6 +151,21 @@ def describe(compiled: Compiled, topology: str, slices: int = 1) -> dict[str, An
         "largest_replicated_parameter_bytes": largest_replicated(built),
         "gathered_activation_bytes": gathered_activations(counts, built),
         "uncounted_loops": len(counts.unknown_loops),
+    }
+
+
+def memory_of(compiled: Compiled) -> dict[str, Any]:
+    """The memory part of a plan."""
+    chip, memory = compiled.chip, compiled.memory
+    if compiled.text is None:
+        return does_not_fit(bytes_on_a_chip(compiled.built.abstract_state), compiled.needed_bytes, chip)
+    peak = peak_bytes(memory)
+    return {
+        "fits": 1 - peak / chip.hbm_bytes >= HEADROOM,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": peak,
+        "headroom": 1 - peak / chip.hbm_bytes,
     }
 
 

@@ -45,7 +45,7 @@ def _plan_method(config, name, chip, devices, topology, size, words):
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), rows)
     compiled = estimate.compile_setup(config, chip, built, abstract)
     state = built.abstract_state
-    result = {
+    return {
         "method": name,
         "topology": topology,
         "chips": mesh.size,
@@ -58,17 +58,7 @@ def _plan_method(config, name, chip, devices, topology, size, words):
         "frozen_bytes": estimate.bytes_on_a_chip(state.frozen),
         "optimizer_bytes": estimate.bytes_on_a_chip(state.opt_state),
         "compile_seconds": compiled.seconds,
-    }
-    if compiled.text is None:
-        held = estimate.bytes_on_a_chip(state)
-        return result | estimate.does_not_fit(held, compiled.needed_bytes, chip)
-    memory, peak = compiled.memory, estimate.peak_bytes(compiled.memory)
-    return result | {
-        "fits": 1 - peak / chip.hbm_bytes >= HEADROOM,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": peak,
-        "headroom": 1 - peak / chip.hbm_bytes,
+        **estimate.memory_of(compiled),
     }
 
 

@@ -43,10 +43,10 @@ def synthetic_task(
     if config.head == "classifier":
         with config.unlocked(), config.ignore_type():
             config.classes = len(tasks[0].template.verbalizer)
-    examples = list(itertools.islice(synthetic_examples(tasks[0], words), 4 * config.batch_size))
+    examples = list(itertools.islice(_synthetic_examples(tasks[0], words), 4 * config.batch_size))
     task = dataclasses.replace(tasks[0], source=lambda split: examples)
     try:
-        training = FinetuningTask(config, WordHashes(model.vocab_size), tasks=[task])
+        training = FinetuningTask(config, _WordHashes(model.vocab_size), tasks=[task])
         training.prepare()
         first = next(data.train_iterator(training.train_rows, batch_size=config.batch_size, seed=config.seed))
     except TaskError as error:
@@ -57,7 +57,7 @@ def synthetic_task(
     return training, training.rows(first)
 
 
-class WordHashes(Tokenizer):
+class _WordHashes(Tokenizer):
     """One token per word; a measurement needs no vocabulary."""
 
     def __init__(self, size: int):
@@ -97,7 +97,7 @@ class _Fields(dict):
         return " ".join(map(str, random.integers(0, 10_000, self._words)))
 
 
-def synthetic_examples(task: AnyTask, words: int) -> Iterator[Example]:
+def _synthetic_examples(task: AnyTask, words: int) -> Iterator[Example]:
     labels: Mapping | None = task.template.verbalizer if isinstance(task, Task) else None
     for number, label in enumerate(itertools.cycle(labels or [None])):
         yield Example(f"synthetic-{number}", _Fields(number, words), label)

@@ -54,6 +54,11 @@ def config(folder: pathlib.Path, **changes):
     config.eval_examples = 16
     config.sample_every = "12 steps"
     config.checkpoint_every = "4 steps"
+    return with_changes(config, changes)
+
+
+def with_changes(config, changes):
+    """`config` with `changes`, dotted keys with __ for the dot, made in it."""
     for key, value in changes.items():
         *sections, name = key.split("__")
         section = config

@@ -44,11 +44,4 @@ def config(place: pathlib.Path, *tasks: Any, **changes: Any) -> Any:
     config.batch_size = 8
     config.schedule.peak_lr = 3e-3
     config.log_every = "1 steps"
-    for key, value in changes.items():
-        *sections, name = key.split("__")
-        section = config
-        for part in sections:
-            section = section[part]
-        with section.ignore_type():
-            section[name] = value
-    return config
+    return tiny_run.with_changes(config, changes)

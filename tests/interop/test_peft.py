@@ -85,7 +85,7 @@ def adapter(tmp_path, **settings):
 
 def products(method, trained):
     """Module's name in a layer -> scale · A · B [layers in out]."""
-    with_scales = merge_trees(method.scales_of(trained), trained)["layers"]
+    with_scales = merge_trees(method.constants(trained), trained)["layers"]
     result = {}
     for group in with_scales:
         for name, module in with_scales[group].items():
