@@ -1,6 +1,7 @@
 """Settings for every test: jaxtyping annotations are checked, silent rank promotion is an error."""
 
 import gc
+import logging
 import os
 import pathlib
 
@@ -26,6 +27,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def fidelity(request):
     """Compares with the original, for docs/fidelity.md; see tests/helpers/fidelity.py."""
     return Fidelity(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """What a test sets up to show log lines ends with it: a handler of a later test's lines would keep its arrays."""
+    root, package = logging.getLogger(), logging.getLogger("glm_jax")
+    handlers, levels = root.handlers[:], (root.level, package.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])
 
 
 @pytest.fixture(autouse=True, scope="module")

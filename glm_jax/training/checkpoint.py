@@ -212,7 +212,7 @@ class Checkpointer:
                 if errors:
                     self._damaged = candidates[: len(errors)]
                     logger.error("DAMAGED checkpoints passed over: %s; went back to %d", "; ".join(errors), candidate)
-                logger.info("%s", restored)
+                logger.info("%s", str(restored))  # not the object: handlers may keep what they are given
                 return restored
             errors.append(f"step {candidate}: {error}")
         raise CheckpointError(f"no readable checkpoint in {self._directory}: " + "; ".join(errors))

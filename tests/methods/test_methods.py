@@ -37,12 +37,9 @@ def make(name, **settings):
 @functools.cache
 def base():
     """Parameters whose biases and scales are not those of a fresh model, and a head."""
-    params = unbox(with_classifier(3, CONFIG, jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten(
-        [leaf + 0.05 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    )
+    params = unbox(jax.jit(lambda key: with_classifier(3, CONFIG, key))(jax.random.key(0)))
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: leaf + 0.05 * random.normal(size=leaf.shape).astype(np.float32), params)
 
 
 def own(params):
@@ -72,8 +69,18 @@ def rows(batch=2, context=8, answer=4, seed=0):
 
 
 def logits(params, model=MODEL, batch=None, **options):
-    inputs = (batch or rows()).model_inputs() | options
+    """Compiled as a whole: operation by operation it would be a hundred programs."""
+    return _apply(params, (batch or rows()).model_inputs() | options, model)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _apply(params, inputs, model):
     return model.apply({"params": params}, **inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def add(method, params):
+    return method.add(params, CONFIG, jax.random.key(2))
 
 
 def test_every_method_is_tested():
@@ -83,7 +90,7 @@ def test_every_method_is_tested():
 @pytest.mark.parametrize("name", EVERY)
 def test_split_and_join_are_inverse_and_nothing_else_changes(name):
     method = make(name)
-    params = method.add(base(), CONFIG, jax.random.key(2))
+    params = add(method, base())
     trained, frozen = method.split(params)
     assert "classifier" in trained
     assert "classifier" not in frozen
@@ -98,8 +105,9 @@ def test_split_and_join_are_inverse_and_nothing_else_changes(name):
 @pytest.mark.parametrize("name", ["lora", "ia3", "bias", "first_layers", "classifier", "prompt_spell"])
 def test_step_zero_is_the_base(name):
     method = make(name)
-    params = method.join(*method.split(method.add(base(), CONFIG, jax.random.key(2))))
-    np.testing.assert_array_equal(logits(params), logits(base()))
+    params = method.join(*method.split(add(method, base())))
+    apply = lambda params: MODEL.apply({"params": params}, **rows().model_inputs())  # noqa: E731 (not compiled: bits)
+    np.testing.assert_array_equal(apply(params), apply(base()))
 
 
 @pytest.mark.thorough
@@ -109,7 +117,7 @@ def test_gradients_are_those_of_the_whole(name, scan):
     """Of what trains, the gradient is that of the same parameters when everything trains; the rest has none."""
     method, batch = make(name), rows()
     model = GLM(dataclasses.replace(CONFIG, scan_layers=scan))
-    params = method.add(base(), CONFIG, jax.random.key(2))
+    params = add(method, base())
     params = jax.tree.map(lambda a: a + 0.01, params)  # B of LoRA is not zero
     trained, frozen = method.split(params)
 
@@ -118,8 +126,8 @@ def test_gradients_are_those_of_the_whole(name, scan):
         head = (hidden[:, 0] @ params["classifier"]["output"]["kernel"]).sum()
         return glm_jax.loss(model, own(params), batch) + 1e-3 * head
 
-    expected, _ = method.split(jax.grad(loss)(params))
-    actual = jax.grad(lambda trained: loss(method.join(trained, frozen)))(trained)
+    expected, _ = method.split(jax.jit(jax.grad(loss))(params))
+    actual = jax.jit(jax.grad(lambda trained: loss(method.join(trained, frozen))))(trained)
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)
 
@@ -129,7 +137,7 @@ def test_gradients_are_those_of_the_whole(name, scan):
 def test_frozen_parameters_stay_bit_for_bit_and_have_no_optimizer_state(name):
     method, batch = make(name), rows()
     model = method.model(MODEL)
-    params = method.add(base(), CONFIG, jax.random.key(2))
+    params = add(method, base())
     trained, frozen = method.split(params)
     if name != "full":
         frozen = jax.tree.map(lambda a: a.astype(jnp.bfloat16), frozen)
@@ -179,7 +187,7 @@ def dense_kernels(params):
 def test_lora_merged_is_lora_applied(separate, targets):
     """Logits, and the gradient of the factors; with the last layer's queries apart from its keys and values."""
     method = make("lora", separate_query_key_value=separate, targets=targets, rank_stabilized=separate)
-    params = method.add(base(), CONFIG, jax.random.key(2))
+    params = add(method, base())
     keys = iter(jax.random.split(jax.random.key(3), 100))
     for module in dense_kernels(params):
         module["lora_b"] = 0.3 * jax.random.normal(next(keys), module["lora_b"].shape)
@@ -192,15 +200,15 @@ def test_lora_merged_is_lora_applied(separate, targets):
 
     trained, frozen = method.split(params)
     loss = lambda params: glm_jax.loss(MODEL, own(params), rows())  # noqa: E731
-    applied = jax.grad(lambda t: loss(method.join(t, frozen)))(trained)
-    through = jax.grad(lambda t: loss(methods.merge(method.join(t, frozen))[0]))(trained)
+    applied = jax.jit(jax.grad(lambda t: loss(method.join(t, frozen))))(trained)
+    through = jax.jit(jax.grad(lambda t: loss(methods.merge(method.join(t, frozen))[0])))(trained)
     applied.pop("classifier"), through.pop("classifier")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), applied, through)
 
 
 def test_lora_starts_as_peft_does():
     method = methods.LoRA(rank=4)
-    params = method.add(base(), CONFIG, jax.random.key(2))
+    params = add(method, base())
     for module in dense_kernels(params):
         inputs = np.prod(module["lora_a"].shape[1:-1])
         assert not module["lora_b"].any()
@@ -213,8 +221,8 @@ def test_lora_starts_as_peft_does():
 
 def test_lora_of_some_layers_leaves_the_others():
     method = methods.LoRA(rank=2, layers=(1,))
-    trained, frozen = method.split(method.add(own(base()), CONFIG, jax.random.key(2)))
-    grad = jax.grad(lambda t: glm_jax.loss(MODEL, method.join(t, frozen), rows()))
+    trained, frozen = method.split(add(method, own(base())))
+    grad = jax.jit(jax.grad(lambda t: glm_jax.loss(MODEL, method.join(t, frozen), rows())))
     tx = optax.adamw(1e-2, weight_decay=0.1)
     state, start = tx.init(trained), trained
     for _ in range(3):
@@ -228,7 +236,7 @@ def test_lora_of_some_layers_leaves_the_others():
 
 def test_ia3_merges():
     method = make("ia3")
-    params = jax.tree.map(lambda a: a, method.add(base(), CONFIG, jax.random.key(2)))
+    params = jax.tree.map(lambda a: a, add(method, base()))
     trained, frozen = method.split(params)
     trained = jax.tree.map(lambda a: a + 0.3 * jnp.sin(jnp.arange(a.size, dtype=jnp.float32).reshape(a.shape)), trained)
     params = method.join(trained, frozen)
@@ -244,7 +252,7 @@ def test_ia3_merges():
 def prefix_by_hand(params):
     if "keys" in params["prefix"]:
         return params["prefix"]["keys"][:, None], params["prefix"]["values"][:, None]
-    return MODEL.apply({"params": params}, method="trained_prefix")
+    return jax.jit(lambda params: MODEL.apply({"params": params}, method="trained_prefix"))(params)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +269,7 @@ def test_a_prefix_is_its_keys_and_values(name, settings, scan):
     """In a full forward pass and in cached decoding, and in packed rows with segments."""
     model = GLM(dataclasses.replace(CONFIG, scan_layers=scan))
     method = make(name, init="random", **settings)
-    params = own(method.add(base(), CONFIG, jax.random.key(2)))
+    params = own(add(method, base()))
     plain = own(base())
     prefix = prefix_by_hand(params)
     assert prefix[0].shape == (3, 1, 5, 4, 8)
@@ -299,7 +307,7 @@ def test_a_prefix_of_real_tokens_is_what_they_leave():
     """Initialised from a text, a prefix is that text in front, which does not see what follows."""
     text = np.array([[7, 8, 9, 10, 11]], np.int32)
     for method in (make("p_tuning_v2"), make("prompt")):
-        params = method.add(own(base()), CONFIG, jax.random.key(2))
+        params = add(method, own(base()))
         trained, frozen = method.split(params)
         trained = method.start_from(trained, MODEL, frozen, text[0].tolist())
         batch = rows()
@@ -320,10 +328,10 @@ def test_a_prefix_of_real_tokens_is_what_they_leave():
 def test_prefix_dropout_is_of_its_own_in_every_row():
     method = methods.PTuningV2(length=5, dropout=0.5)
     model = method.model(MODEL)
-    params = own(method.add(base(), CONFIG, jax.random.key(2)))
+    params = own(add(method, base()))
     batch = jax.tree.map(lambda a: jnp.concatenate([a[:1], a[:1]]), rows())
-    apply = lambda key: model.apply(  # noqa: E731
-        {"params": params}, **batch.model_inputs(), deterministic=False, rngs={"dropout": key}
+    apply = jax.jit(
+        lambda key: model.apply({"params": params}, **batch.model_inputs(), deterministic=False, rngs={"dropout": key})
     )
     first = apply(jax.random.key(0))
     assert float(jnp.abs(first[0] - first[1]).max()) > 1e-4
@@ -334,11 +342,12 @@ def test_prefix_dropout_is_of_its_own_in_every_row():
 def test_lora_dropout_leaves_the_base_alone():
     method = methods.LoRA(rank=3, dropout=0.5)
     model = method.model(MODEL)
-    params = own(method.add(base(), CONFIG, jax.random.key(2)))
+    params = own(add(method, base()))
     apply = lambda params, seed: model.apply(  # noqa: E731
         {"params": params}, **rows().model_inputs(), deterministic=False, rngs={"dropout": jax.random.key(seed)}
     )
-    np.testing.assert_array_equal(apply(params, 0), logits(own(base())))  # B is zero
+    plain = MODEL.apply({"params": own(base())}, **rows().model_inputs())
+    np.testing.assert_array_equal(apply(params, 0), plain)  # B is zero
     for module in dense_kernels(params):
         module["lora_b"] = module["lora_b"] + 0.1
     assert float(jnp.abs(apply(params, 0) - apply(params, 1)).max()) > 1e-4
