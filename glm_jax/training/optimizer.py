@@ -42,7 +42,8 @@ def schedule(
     After N, linear and cosine stay at `peak_lr * final_lr_ratio`. The original's linear schedule goes on falling and
     becomes negative; `clamp=False` reproduces that. Up to N both are equal.
 
-    The returned function accepts a traced int32 (result float32) or a Python or NumPy number (result float64).
+    The returned function accepts a traced int32 (result float32) or a Python or NumPy number (result float64). It takes
+    `peak_lr=` in the place of the one given here, which may be traced.
 
     Args:
       name: one of SCHEDULES.
@@ -75,7 +76,7 @@ def schedule(
             "shorten the warm-up, or give it as a fraction such as 0.05"
         )
 
-    def rate(count):
+    def rate(count, peak_lr=peak_lr):
         xp = np if isinstance(count, (int, float, np.ndarray, np.generic)) else jnp
         n = xp.asarray(count, np.float64 if xp is np else np.float32)
         q = (n - warmup_steps) / (decay_steps - warmup_steps)
@@ -162,10 +163,11 @@ def make_optimizer(
     weight_decay: float = 0.1,
     max_grad_norm: float | None = 1.0,
     lr_multipliers: Sequence[tuple[str, float]] = (),
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns clip → AdamW or Adafactor → decoupled weight decay → learning rate; defaults are those of the paper.
 
-    The moments are float32. Frozen parameters have no moments and no part in the gradient norm.
+    The moments are float32. Frozen parameters have no moments and no part in the gradient norm. `update` takes
+    `peak_lr=` in the place of the schedule's.
 
     Args:
       params: parameter tree, concrete or abstract, boxed or not; only its names are read.
@@ -226,7 +228,7 @@ def metrics(opt_state: Any, grads: Any) -> dict[str, Float[Array, ""]]:
     return values | {"grad_norm": optax.tree.norm(grads) if norm is None else norm}
 
 
-def _scale_by_rate(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:
+def _scale_by_rate(learning_rate: optax.Schedule | float) -> optax.GradientTransformationExtraArgs:
     """Like optax.scale_by_learning_rate, but the state remembers the rate for the metrics."""
     rate_at = learning_rate if callable(learning_rate) else schedule("constant", learning_rate, 1)
 
@@ -234,13 +236,14 @@ def _scale_by_rate(learning_rate: optax.Schedule | float) -> optax.GradientTrans
         del params
         return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
-    def update(updates, state, params=None):
-        del params
-        rate = jnp.asarray(rate_at(state.count), jnp.float32)
+    def update(updates, state, params=None, *, peak_lr=None, **other):
+        del params, other
+        replaced = {} if peak_lr is None else {"peak_lr": peak_lr}
+        rate = jnp.asarray(rate_at(state.count, **replaced), jnp.float32)
         updates = jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates)
         return updates, RateState(optax.safe_increment(state.count), rate)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scale_by_name(factors: Mapping[str, float]) -> optax.GradientTransformation:

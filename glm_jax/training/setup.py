@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -62,6 +63,15 @@ class TrainingSetup:
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # rows: of the run's objective
     # (trained, frozen) -> the model's parameters; None: all train.
     join: Callable[[Any, Any], Any] | None = dataclasses.field(default=None, kw_only=True)
+    # What the step takes as arguments instead of constants, for `TrainState.hyperparameters`; None: nothing.
+    hyperparameters: dict[str, np.generic] | None = dataclasses.field(default=None, kw_only=True)
+
+    def completed(self, state: TrainState, frozen: Any = None) -> TrainState:
+        """A state that `init` made, or that was restored, with what no checkpoint holds."""
+        given = self.hyperparameters
+        if given is not None:
+            given = jax.device_put(given, sharding.replicated(self.mesh))
+        return state.replace(frozen=frozen, hyperparameters=given)
 
     def params_of(self, state: TrainState) -> Any:
         """The model's parameters: those that train, and the frozen ones."""
@@ -265,11 +275,13 @@ def make_setup_for(
     together: int = 1,
     method: Method | None = None,
     frozen_dtype: str = "float32",
+    share_programs: bool = False,
 ) -> TrainingSetup:
     """The functions of a run that minimises `objective`.
 
     `parameters` makes fresh ones, boxed with their logical axes. `together` is for `make_train_step`. With a `method`,
-    `init` makes those that train; the caller puts the frozen ones into the state, in `frozen_dtype`.
+    `init` makes those that train; the caller puts the frozen ones into the state, in `frozen_dtype`. With
+    `share_programs` the step takes seed and peak learning rate as arguments (`TrainState.hyperparameters`).
     """
     rate = optimizer.schedule(
         config.schedule.name,
@@ -295,6 +307,13 @@ def make_setup_for(
         full_shardings = shardings.replace(frozen=sharding.state_shardings(frozen, mesh, rules))
         frozen = jax.tree.map(lambda leaf: leaf.update(dtype=frozen_dtype), sharding.unbox(frozen))
         abstract = abstract.replace(frozen=sharding.with_shardings(frozen, full_shardings.frozen))
+    replicated = sharding.replicated(mesh)
+    given = None
+    if share_programs:
+        given = {"seed": np.uint32(config.seed % 2**32), "peak_lr": np.float32(config.schedule.peak_lr)}
+        everywhere = dict.fromkeys(given, replicated)
+        full_shardings = full_shardings.replace(hyperparameters=everywhere)
+        abstract = abstract.replace(hyperparameters=sharding.with_shardings(given, everywhere))
     step = make_train_step(
         model,
         tx,
@@ -304,7 +323,6 @@ def make_setup_for(
         together=together,
         join=method.join if method else None,
     )
-    replicated = sharding.replicated(mesh)
     return TrainingSetup(
         model=model,
         optimizer=tx,
@@ -315,4 +333,5 @@ def make_setup_for(
         init=jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(full_shardings, replicated)),
         join=method.join if method else None,
+        hyperparameters=given,
     )

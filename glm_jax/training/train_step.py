@@ -33,6 +33,9 @@ class TrainState:
     params: Leaf  # those that train
     opt_state: Leaf
     frozen: Leaf = None  # the parameters that do not train, where a tuning method leaves some out
+    # {"seed": uint32 [], "peak_lr": float32 []} where the step takes them as arguments: runs that differ in them alone
+    # then share one compiled program. None: they are constants of the program.
+    hyperparameters: Leaf = None
 
     @classmethod
     def create(cls, params: Leaf, tx: optax.GradientTransformation, frozen: Leaf = None) -> "TrainState":
@@ -40,7 +43,7 @@ class TrainState:
         return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), frozen=frozen)
 
     def saved(self) -> dict[str, Leaf]:
-        """What a checkpoint holds: all but `frozen`, which comes from the checkpoint that the run started from."""
+        """What a checkpoint holds: all but `frozen` and `hyperparameters`, which the run's config brings."""
         return {"step": self.step, "params": self.params, "opt_state": self.opt_state}
 
 
@@ -163,7 +166,7 @@ def make_train_step(
       tx: any Optax optimizer.
       objective: (params, rows, dropout_key) -> (sum of losses, LossSums); by default `batch_objective(model)`, for
         which rows are a `Batch`.
-      seed: of dropout.
+      seed: of dropout, where the state has no hyperparameters.
       grad_accumulation_steps: the rows are cut into so many micro batches, whose gradients a scan adds up; only dropout
         depends on the cut. It must divide the number of rows.
       together: consecutive rows that a micro batch never separates, because they share a row of the model.
@@ -182,7 +185,9 @@ def make_train_step(
         return grads, sums
 
     def step(state: TrainState, rows: Leaf):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step) if any(rates) else None
+        given = state.hyperparameters
+        root = jax.random.key(seed if given is None else given["seed"])
+        key = jax.random.fold_in(jax.random.fold_in(root, 1), state.step) if any(rates) else None
         if grad_accumulation_steps == 1:
             # Divided where the gradient begins: a division at its end is one more pass over all parameters.
             grads, sums = gradients(state.params, state.frozen, rows, key, of_mean=True)
@@ -213,7 +218,8 @@ def make_train_step(
             (grads, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(grad_accumulation_steps), micro))
             count = _count(sums)
             grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        extra = {} if given is None else {"peak_lr": given["peak_lr"]}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": sums.loss.sum() / _count(sums), "sums": sums, **optimizer.metrics(opt_state, grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics

@@ -124,12 +124,12 @@ def train_task(
             early_stopping.set_state(restored.data_position)
             folder.check_tokenizer(task.tokenizer, restored)
             folder.check_base(task.base_fingerprint, restored)
-            logger.info("%s; data goes on at example %d", restored, restored.data_position["next_example"])
+            logger.info("%s; data goes on at example %d", str(restored), restored.data_position["next_example"])
         else:
             state, start = setup.init(jax.random.key(config.seed)), 0
             state = state.replace(params=task.start_params(setup, state.params))
             logger.info("fresh start: %s", config.init_from or "new parameters")
-        state = state.replace(frozen=task.frozen_params(setup))
+        state = setup.completed(state, task.frozen_params(setup))
         trace.check(start, schedule.total)
         stack.callback(trace.close)
         writer = None
@@ -200,6 +200,8 @@ def train_task(
         result = {
             "step": step,
             "parameters": parameter_count(setup.model.config),
+            "trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(setup.abstract_state.params)),
+            "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.abstract_state)),
             **validation,
             **{f"{name}_baseline": value for name, value in baselines.items()},
             "seconds": time.perf_counter() - began,

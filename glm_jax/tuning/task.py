@@ -106,11 +106,10 @@ class FinetuningTask(TrainingTask):
             length_penalty=max((task.length_penalty for task in self.tasks if isinstance(task, Task)), default=0.0),
         )  # fmt: skip
         parameters = fresh_params(config.to_dict())
-        if isinstance(self.method, Full):
-            return make_setup_for(self.model, objective, config, schedule, mesh, rules, parameters)
         return make_setup_for(
-            self.model, objective, config, schedule, mesh, rules, parameters, method=self.method,
-            frozen_dtype=config.frozen_dtype,
+            self.model, objective, config, schedule, mesh, rules, parameters,
+            method=None if isinstance(self.method, Full) else self.method,
+            frozen_dtype=config.frozen_dtype, share_programs=True,
         )  # fmt: skip
 
     def start_params(self, setup: TrainingSetup, fresh: Any) -> Any:
@@ -131,14 +130,14 @@ class FinetuningTask(TrainingTask):
         """A state with random parameters, the frozen ones too, for measuring without a checkpoint."""
         state = setup.init(jax.random.key(0))
         if setup.join is None:
-            return state
+            return setup.completed(state)
         parameters = fresh_params(self.config.to_dict())
 
         def frozen(key):
             params = self.method.split(sharding.unbox(parameters(setup.model, key)))[1]
             return jax.tree.map(lambda leaf: leaf.astype(self.config.frozen_dtype), params)
 
-        return state.replace(frozen=jax.jit(frozen, out_shardings=setup.shardings.frozen)(jax.random.key(0)))
+        return setup.completed(state, jax.jit(frozen, out_shardings=setup.shardings.frozen)(jax.random.key(0)))
 
     def frozen_params(self, setup: TrainingSetup) -> Any:
         """The checkpoint's parameters that do not train, in the config's `frozen_dtype`."""
