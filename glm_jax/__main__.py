@@ -8,6 +8,8 @@ from glm_jax.cli.common import choose
 VERBS = {
     "pretrain": "train a GLM on text by blank infilling",
     "finetune": "train a checkpoint on tasks",
+    "sweep": "compare candidates, each with hyperparameters chosen for it",
+    "report": "a sweep's results as a page for people",
     "evaluate": "score a checkpoint on tasks",
     "generate": "fill blanks, or continue texts",
     "convert": "copy a checkpoint to another format",

@@ -14,7 +14,7 @@ from glm_jax.files import nearest
 from glm_jax.methods import FirstLayers, LoRA, Prompt, PromptSpell, PTuningV2
 from glm_jax.model.config import GLMConfig
 
-KINDS = ("pretrain", "finetune")
+KINDS = ("pretrain", "finetune")  # of runs
 
 # Keys of earlier versions and their names now. Saved runs are read with them; in a config file or on the command line
 # an old key is an error that names the new one.
@@ -243,6 +243,30 @@ def finetune() -> ConfigDict:
         config.eval_examples = placeholder(int)
     config.sample_every = "0 steps"
     config.max_to_keep = 1
+    return config.lock()
+
+
+def sweep() -> ConfigDict:
+    """All keys of a sweep, locked. docs/sweeps.md explains them.
+
+    The keys of a space and of a candidate are dotted keys of `base`, such as "schedule.peak_lr", or "prompt". The
+    values of a space are tuples, or ranges for random and TPE search: {"low": 1e-4, "high": 1e-2, "log": True}.
+    """
+    config = Config(convert_dict=False)
+    config.kind = "sweep"
+    config.base = finetune()  # every trial, before its changes; chosen on validation_split, reported on test_split
+    config.candidates = ({"name": "full"},)  # what is compared: a name, changes of `base`, and a `space` of its own
+    config.space = {}  # searched for every candidate; a candidate's own space replaces and adds keys
+    config.prompts = {}  # values of the key "prompt": name -> a task's name, or settings that replace those of the task
+    config.ensembles = {}  # name -> names of candidates whose log-probabilities are averaged, one more row
+    config.search = "grid"  # all combinations; or random, or tpe, which needs Optuna
+    config.trials = placeholder(int)  # trials of each candidate's search, random and tpe only
+    config.search_seed = 0  # of random and TPE
+    config.prune = False  # stop trials that are worse than the median at the same step
+    config.metric = placeholder(str)  # what is maximised: a name as in metrics.jsonl without "validation_"; None: score
+    config.seeds = (0, 1, 2)  # of the setting that is chosen for each candidate; the search runs with the first
+    config.keep_checkpoints = False  # also those of trials that were not chosen
+    config.workers = placeholder(int)  # processes; None: one for each accelerator, or for every two cores
     return config.lock()
 
 

@@ -58,6 +58,8 @@ ELSEWHERE = {
         "tests/benchmarks/test_benchmarks.py",
     ),
     "python -m tools": "tests/tools",
+    "python -m glm_jax sweep": "tests/sweeps",
+    "python -m glm_jax report": "tests/sweeps",
     "python -m glm_jax plan": "tests/planning/test_estimate.py",
 }
 

@@ -14,8 +14,8 @@ from tests.helpers.paths import ROOT
 PACKAGE = ROOT / "glm_jax"
 # From top to bottom: a room may import those below it. `__init__` and `__main__` name public things and verbs.
 ROOMS = (
-    "cli", "benchmarks", "tuning", "planning", "evaluation", "interop", "tasks", "training", "data", "config",
-    "methods", "decoding", "corruption", "model", "distributed", "tokenizers", "files",
+    "cli", "reports", "sweeps", "benchmarks", "tuning", "planning", "evaluation", "interop", "tasks", "training",
+    "data", "config", "methods", "decoding", "corruption", "model", "distributed", "tokenizers", "files", "logs",
 )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from glm_jax.cli.common import Parser, choose, log_to_stderr, one_line_errors
+from glm_jax.cli.common import Parser, choose, one_line_errors
 from glm_jax.cli.configs import ConfigParser
+from glm_jax.logs import log_to
 from glm_jax.training.host_memory import keep_freed_memory
 
 QUICKSTART = "configs/pretrain/quickstart.py"
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
 def measure(prog: str, measurement: Measurement, module: str, arguments: Sequence[str]) -> None:
     """Calls `run` of the module with what the command line says, and prints its result as JSON on the last line."""
     config, options = parse(prog, measurement, arguments)
-    log_to_stderr()
+    log_to()
     with one_line_errors():
         run = importlib.import_module(module).run
         keep_freed_memory()

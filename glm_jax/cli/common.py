@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 import pathlib
 import sys
 import traceback
@@ -67,19 +66,6 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host_timeout", type=float, metavar="SECONDS", help="within which every host must arrive; default: 300"
     )
-
-
-def log_to_stderr() -> None:
-    """Shows the project's log lines, and only warnings of its libraries."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for noisy in ("absl", "jax", "orbax", "tensorflow_datasets", "matplotlib", "etils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("absl").addFilter(_is_relevant)
-
-
-def _is_relevant(record: logging.LogRecord) -> bool:
-    """Drops Orbax's warning that a folder which was opened for reading is read only."""
-    return not any(words in record.getMessage() for words in ("read_only=True", "is read only"))
 
 
 @contextlib.contextmanager

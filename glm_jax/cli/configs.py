@@ -26,16 +26,16 @@ class ConfigParser(Parser):
 
     `defaults` names the function of glm_jax.config with all keys and their defaults, or several of them where configs
     of several kinds are taken; `file` is the config file taken where the command line names none. Options in `required`
-    may be missing only with --print-config.
+    may be missing only with --print-config. Where the option `without_config` is given, no config is read.
     """
 
     def __init__(
         self, prog: str, description: str, examples: Sequence[str], *, defaults: str | tuple[str, ...] = "pretrain",
-        file: str | None = None, required: Sequence[str] = (),
+        file: str | None = None, required: Sequence[str] = (), without_config: str | None = None,
     ):  # fmt: skip
         super().__init__(prog, description, (*examples, f"{prog} --print-config   # every key, with its default"))
         self._kinds = (defaults,) if isinstance(defaults, str) else defaults
-        self._base, self._file, self._needed = self._kinds[0], file, required
+        self._base, self._file, self._needed, self._without = self._kinds[0], file, required, without_config
         note = f"default: {file}" if file else "required"
         self.add_argument(
             "--config", metavar="FILE", help=f"a file of configs/, or FILE:VARIANT where it has several; {note}"
@@ -55,11 +55,14 @@ class ConfigParser(Parser):
                 config = self._config(file, replaced)
                 print("\n".join(config_lines(config, config.get("kind", self._base))))
                 sys.exit(0)
-            if file is None:
+            needs_config = self._without is None or not getattr(options, self._without)
+            if file is None and needs_config:
                 self.error("--config=FILE is missing: name a file of configs/")
             for name in self._needed:
                 if getattr(options, name) is None:
                     self.error(f"--{name} is missing; see {self.prog} --help")
+            if not needs_config:
+                return options, None
             config = self._config(file, replaced)
             if (kind := config.get("kind", self._base)) not in self._kinds:
                 self.error(f"{file} is a config of another kind; use it with python -m glm_jax {kind}")
@@ -231,7 +234,7 @@ def config_lines(config: Any, defaults: str) -> list[str]:
     lines = []
     for key, value, kind in _leaves(config):
         kind = kind.__name__ if value is None and kind not in (type(None), object) else ""
-        note = ": ".join(filter(None, (kind, comments.get(key, ""))))
+        note = ": ".join(filter(None, (kind, comments.get(key.removeprefix("base."), ""))))
         lines.append(f"{key} = {value!r}" + (f"  # {note}" if note else ""))
     return lines
 
@@ -247,6 +250,7 @@ def _comments(defaults: str) -> dict[str, str]:
         for name, comment in re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(kind), re.M):
             if name in names:
                 comments[f"{section}.{name}"] = comment
-    for name in ("pretrain", defaults):
+    kinds = ("pretrain", "finetune", "sweep")  # each has the keys of those before it
+    for name in kinds[: kinds.index(defaults) + 1]:
         comments |= re.findall(r"^ +config\.([\w.]+) = .*?  # (.*)$", inspect.getsource(getattr(config, name)), re.M)
     return comments

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from glm_jax.cli.common import Parser, log_to_stderr, one_line_errors
+from glm_jax.cli.common import Parser, one_line_errors
+from glm_jax.logs import log_to
 
 FORMATS = ("glm_jax", "hub", "megatron", "adapter", "peft")
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--tokenizer", help="folder with a tokenizer's files, where the source has none")
     parser.add_argument("--no-fix-command-token", action="store_true", help="for the original's 10b-chinese")
     options = parser.parse_args(arguments)
-    log_to_stderr()
+    log_to()
     with one_line_errors():
         from glm_jax import interop
 

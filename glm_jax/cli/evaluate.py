@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from glm_jax.cli.common import Parser, log_to_stderr, one_line_errors
+from glm_jax.cli.common import Parser, one_line_errors
+from glm_jax.logs import log_to
 
 _PROG = "python -m glm_jax evaluate"
 _EXAMPLES = (
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--tokenizer", help="folder of a tokenizer, for checkpoints without one")
     parser.add_argument("--adapter", help="folder of an adapter that was trained on the checkpoint")
     options = parser.parse_args(arguments)
-    log_to_stderr()
+    log_to()
     with one_line_errors():
         from glm_jax.evaluation import results as results_lib
         from glm_jax.evaluation.baselines import baselines

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from glm_jax.cli.common import add_host_options, log_to_stderr, one_line_errors
+from glm_jax.cli.common import add_host_options, one_line_errors
 from glm_jax.cli.configs import ConfigParser
+from glm_jax.logs import log_to
 from glm_jax.training.host_memory import keep_freed_memory
 
 _PROG = "python -m glm_jax finetune"
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--workdir", help="folder of the run; the same command resumes it; required")
     add_host_options(parser)
     options, config = parser.parse(arguments)
-    log_to_stderr()
+    log_to()
     with one_line_errors():
         from glm_jax.distributed import processes
         from glm_jax.tuning import run

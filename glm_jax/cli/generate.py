@@ -5,7 +5,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from glm_jax.cli.common import Parser, log_to_stderr, one_line_errors
+from glm_jax.cli.common import Parser, one_line_errors
+from glm_jax.logs import log_to
 from glm_jax.training.host_memory import keep_freed_memory
 
 _PROG = "python -m glm_jax generate"
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
             parser.error(f"--order {order!r}: give left-to-right, right-to-left, random, or numbers such as 2,0,1")
     if given["interactive"] and given["num_answers"] != 1:
         parser.error(f"--num-answers {given['num_answers']}: a conversation has one answer a line; leave it out")
-    log_to_stderr()
+    log_to()
     with one_line_errors():
         from glm_jax.decoding import batch_inference
         from glm_jax.interop import from_pretrained

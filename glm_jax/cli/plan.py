@@ -5,8 +5,9 @@ import json
 import os
 from collections.abc import Sequence
 
-from glm_jax.cli.common import log_to_stderr, one_line_errors
+from glm_jax.cli.common import one_line_errors
 from glm_jax.cli.configs import ConfigParser
+from glm_jax.logs import log_to
 
 _PROG = "python -m glm_jax plan"
 _EXAMPLES = (
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add("--noremedies", action="store_true", help="when it does not fit, do not try what would")
     options, config = parser.parse(arguments)
-    log_to_stderr()
+    log_to()
     with one_line_errors():
         from glm_jax.planning import decode, estimate, remedies, table
 

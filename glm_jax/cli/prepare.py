@@ -3,8 +3,9 @@
 import itertools
 from collections.abc import Sequence
 
-from glm_jax.cli.common import log_to_stderr, one_line_errors
+from glm_jax.cli.common import one_line_errors
 from glm_jax.cli.configs import ConfigParser
+from glm_jax.logs import log_to
 
 _PROG = "python -m glm_jax prepare"
 _EXAMPLES = (
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     ours = list(itertools.takewhile(lambda word: word != "--", arguments))
     beam_options = list(arguments[len(ours) + 1 :])
     _, config = ConfigParser(_PROG, "Tokenize the text of a config as its run would.", _EXAMPLES).parse(ours)
-    log_to_stderr()
+    log_to()
     with one_line_errors():
         from glm_jax import data
 

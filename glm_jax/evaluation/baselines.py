@@ -18,12 +18,15 @@ from jaxtyping import Array, Float, Int
 
 from glm_jax.evaluation.generation import as_lines
 from glm_jax.evaluation.results import Options, Result, result_of
+from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, error_context, read
 from glm_jax.tasks.seq2seq import Seq2SeqTask
 from glm_jax.tasks.task import AnyTask, Task
 from glm_jax.tasks.templates import Mark
 
 PENALTY = 0.1  # of the squared weights: half of it for every training example's nat
+KINDS = ("majority", "tf_idf", "copy")
+_NAMES = {"tf_idf": "TF-IDF"}  # in tables
 _WORD = re.compile(r"\b\w\w+\b")
 
 
@@ -36,28 +39,48 @@ def baselines(task: AnyTask, options: Options, train_split: str = "train") -> li
     Raises:
       TaskError: a split or an example that cannot be used.
     """
-    if isinstance(task, Seq2SeqTask):
-        examples = read(task.source, options.split, options.limit)
-        return [_copied(task, examples, options)] if "source" in examples[0].fields else []
-    if not isinstance(task, Task) or task.template.verbalizer is None or task.template.per_candidate:
+    kinds = [kind for kind in KINDS if not _refusal(task, kind)]
+    if kinds == ["copy"] and "source" not in read(task.source, options.split, 1)[0].fields:
         return []
-    train, test = read(task.source, train_split), read(task.source, options.split, options.limit)
-    classes = len(task.template.verbalizer)
+    return [baseline(task, kind, options, train_split) for kind in kinds]
+
+
+def baseline(task: AnyTask, kind: str, options: Options, train_split: str = "train") -> Result:
+    """The result of one baseline: `majority`, `tf_idf` or `copy`.
+
+    Raises:
+      TaskError: a baseline that the task has none of, a split or an example that cannot be used.
+    """
+    if refusal := _refusal(task, kind):
+        raise TaskError(refusal)
+    test = read(task.source, options.split, options.limit)
+    if kind == "copy":
+        if "source" not in test[0].fields:
+            raise TaskError(f"{task.name} has no source to copy: choose another baseline")
+        return _copied(task, test, options)
+    train, classes = read(task.source, train_split), len(task.template.verbalizer)
     labels = []
     for example in train:
         with error_context(example):
             labels.append(task.template.label_index(example.label, example.fields))
     labels = np.array(labels, np.int32)
-    counts = np.bincount(labels, minlength=classes).tolist()
-    scores = {
-        "majority": [counts] * len(test),
-        "TF-IDF": linear_scores([_text(task, e) for e in train], labels, [_text(task, e) for e in test], classes),
-    }
+    if kind == "majority":
+        rows = [np.bincount(labels, minlength=classes).tolist()] * len(test)
+    else:
+        rows = linear_scores([_text(task, e) for e in train], labels, [_text(task, e) for e in test], classes)
     greedy = (False,) * classes
-    return [
-        result_of(task, test, [(row, greedy) for row in rows], options, f"{task.name}, {kind}")
-        for kind, rows in scores.items()
-    ]
+    return result_of(task, test, [(row, greedy) for row in rows], options, f"{task.name}, {_NAMES.get(kind, kind)}")
+
+
+def _refusal(task, kind):
+    """Why the task has no such baseline; None where it has."""
+    if kind not in KINDS:
+        return f"no baseline is named {kind!r}; known: {', '.join(KINDS)}"
+    if kind == "copy":
+        return None if isinstance(task, Seq2SeqTask) else f"{task.name} has no source to copy: choose another baseline"
+    if not isinstance(task, Task) or task.template.verbalizer is None or task.template.per_candidate:
+        return f"{task.name} has no fixed classes, which the baseline {kind} needs: choose another one"
+    return None
 
 
 def _text(task: Task, example: Example) -> str:

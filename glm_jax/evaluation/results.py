@@ -17,6 +17,7 @@ from glm_jax.tasks.task import Prediction, Task
 logger = logging.getLogger(__name__)
 
 HEADS = ("cloze", "classifier")
+RESULTS = "results.json"  # of `write_results`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,10 @@ def write_results(results: Sequence[Result], folder: str, checkpoint: str) -> No
                 lines = "".join(" ".join(row[key].split()) + "\n" for row in result.predictions)
                 write_atomic(os.path.join(folder, f"{kind}-{names[-1]}.txt"), lines)
     summary = [
-        {"task": r.task, "split": r.split, "examples": r.count, "checkpoint": checkpoint, **r.numbers} for r in results
-    ]
-    write_json_atomic(os.path.join(folder, "results.json"), summary)
+        {
+            "task": r.task, "split": r.split, "examples": r.count, "checkpoint": checkpoint,
+            "main_metric": next(iter(r.numbers), None), **r.numbers,
+        }
+        for r in results
+    ]  # fmt: skip
+    write_json_atomic(os.path.join(folder, RESULTS), summary)  # last: who sees it sees all

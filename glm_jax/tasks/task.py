@@ -157,8 +157,8 @@ def written_pattern(text: str) -> Callable[[Mapping[str, Any]], list]:
 
 
 _KEYS = (
-    "name", "path", "tfds", "hub", "pattern", "verbalizer", "candidates", "prompt", "pattern_id", "label", "fields",
-    "columns", "metric", "max_length", "length_penalty", "data_dir",
+    "name", "task", "source", "path", "tfds", "hub", "pattern", "verbalizer", "candidates", "prompt", "pattern_id",
+    "label", "fields", "columns", "metric", "max_length", "length_penalty", "data_dir",
 )  # fmt: skip
 _OLD_KEYS = {"score": "metric"}  # keys of earlier versions, in task files and saved configs
 _READERS = {".jsonl": jsonl, ".csv": table, ".tsv": table}
@@ -167,7 +167,9 @@ _READERS = {".jsonl": jsonl, ".csv": table, ".tsv": table}
 def from_settings(settings: Mapping[str, Any]) -> Task:
     """A task from plain values, as a config holds it.
 
-    Keys: `name`; one of `path` (.jsonl, .csv or .tsv, with {split} in it), `tfds` or `hub`; `pattern` (text, see
+    Keys: `name`; one of `path` (.jsonl, .csv or .tsv, with {split} in it), `tfds`, `hub`, `source` (a function of the
+    split's name, in Python files), or `task` (another task, as `find` takes it, which has name, examples and metric);
+    `pattern` (text, see
     `written_pattern`) with `verbalizer` ({label: text}) or `candidates` (a field that lists texts), or `prompt` (a
     name, see `named_template`) with `pattern_id`; optionally `label`, `fields`, `columns`, `metric` (a function's name
     in glm_jax.tasks.metrics), `max_length`, `length_penalty`, `data_dir`.
@@ -180,7 +182,8 @@ def from_settings(settings: Mapping[str, Any]) -> Task:
     settings = {_OLD_KEYS.get(key, key): value for key, value in settings.items()}
     if unknown := sorted(set(settings) - set(_KEYS)):
         raise TaskError(f"unknown key {unknown[0]!r} in a task; nearest: {nearest(unknown[0], _KEYS)}")
-    name = settings.get("name")
+    other = _other_task(settings)
+    name = settings.get("name", other and other.name)
     if not name:
         raise TaskError("a task needs a name")
     if ("pattern" in settings) == ("prompt" in settings):
@@ -198,13 +201,31 @@ def from_settings(settings: Mapping[str, Any]) -> Task:
     if metric not in metrics.METRICS:
         raise TaskError(f"task {name}: unknown metric {metric!r}; known: {', '.join(metrics.METRICS)}")
     options = {key: settings[key] for key in ("max_length", "length_penalty") if key in settings}
-    return Task(name, _source(name, settings), template, metrics.METRICS[metric], **options)
+    source = _source(name, settings)
+    if other is not None:
+        metric = {"metric": metrics.METRICS[metric]} if "metric" in settings else {}
+        return dataclasses.replace(other, name=name, template=template, **metric, **options)
+    return Task(name, source, template, metrics.METRICS[metric], **options)
+
+
+def _other_task(settings):
+    """The task whose examples are taken; None where the settings bring their own."""
+    if "task" not in settings:
+        return None
+    other = find(settings["task"], settings.get("data_dir", "data"))
+    if not isinstance(other, Task):
+        raise TaskError(f"task {settings['task']} has no candidates, which a pattern could be written for")
+    return other
 
 
 def _source(name, settings):
-    given = [key for key in ("path", "tfds", "hub") if key in settings]
+    given = [key for key in ("path", "tfds", "hub", "source", "task") if key in settings]
     if len(given) != 1:
-        raise TaskError(f"task {name}: give one of path, tfds and hub, not {' and '.join(given) or 'none'}")
+        raise TaskError(f"task {name}: give one of path, tfds, hub and task, not {' and '.join(given) or 'none'}")
+    if given == ["source"]:
+        return settings["source"]
+    if given == ["task"]:
+        return None
     options = {key: settings[key] for key in ("label", "fields") if key in settings}
     if given == ["tfds"]:
         return tfds(settings["tfds"], settings.get("data_dir", "data"), **options)
@@ -221,6 +242,17 @@ def _source(name, settings):
     return _READERS[suffix](path, **options)
 
 
+def _task_of_file(name):
+    if not os.path.isfile(name):
+        raise TaskError(f"there is no file {name}")
+    spec = importlib.util.spec_from_file_location("task_file", name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "task"):
+        raise TaskError(f"{name} defines no `task`")
+    return module.task
+
+
 def find(name: str, data_dir: str = "data") -> AnyTask:
     """The task that a command names.
 
@@ -233,14 +265,8 @@ def find(name: str, data_dir: str = "data") -> AnyTask:
       TaskError: a name that is none of these, or a file that does not define a task.
     """
     if name.endswith(".py"):
-        if not os.path.isfile(name):
-            raise TaskError(f"there is no file {name}")
-        spec = importlib.util.spec_from_file_location("task_file", name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not hasattr(module, "task"):
-            raise TaskError(f"{name} defines no `task`")
-        return from_settings(module.task) if isinstance(module.task, Mapping) else module.task
+        task = _task_of_file(name)
+        return from_settings(task) if isinstance(task, Mapping) else task
     base, _, pattern = name.partition(":")
     if base in seq2seq.TASKS:
         inside = os.path.join(data_dir, base)

@@ -24,7 +24,7 @@ from glm_jax.interop.adapter import write_adapter
 from glm_jax.methods import has_adapter, method_of
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import read
-from glm_jax.tasks.task import Task
+from glm_jax.tasks.task import AnyTask, Task
 from glm_jax.training.trainer import train_task
 from glm_jax.training.workdir import RunFolder
 from glm_jax.tuning.task import FinetuningTask, check_keys, evaluate_tasks, tasks_of
@@ -90,7 +90,7 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FinetuningTask:
     Raises FormatError for a checkpoint that cannot be read or has no
     tokenizer.
     """
-    tasks = _checked_tasks(config)
+    tasks = checked_tasks(config)
     if folder.begun and folder.config.exists():
         model, params = folder.read_config()["model"], None
         tokenizer = tokenizers.load(folder.tokenizer)
@@ -117,8 +117,11 @@ def open_checkpoint(config: ConfigDict, folder: RunFolder) -> FinetuningTask:
     return FinetuningTask(config, tokenizer, params)
 
 
-def _checked_tasks(config):
-    """The tasks, their splits opened: what is missing is reported before a checkpoint is read."""
+def checked_tasks(config: ConfigDict) -> list[AnyTask]:
+    """The tasks, their splits opened: what is missing is reported before a checkpoint is read.
+
+    Raises ValueError for keys that contradict each other, TaskError for a task or split that cannot be used.
+    """
     check_keys(config)
     if fixed := [key for key in config.model if key not in OVERRIDABLE and config.model[key] is not None]:
         raise ValueError(
@@ -144,16 +147,27 @@ def _is_labelled(task, example):
 
 
 def _test(config, folder):
-    """The best checkpoint on the test split: numbers, predictions, and results.json in folder/test."""
+    """The best checkpoint on the test split, and what was trained in folder/adapter."""
     opened = from_pretrained(folder.path, dtype="float32")
-    model, params, tokenizer = opened
     if config.method != "full":
         _write_adapter(config, folder, opened)
-    split = config.test_split or config.validation_split
+    return _score(config, opened, config.test_split or config.validation_split, folder.path / "test", folder.path)
+
+
+def score_best(config: ConfigDict, workdir: str | os.PathLike, split: str, out: str | os.PathLike) -> None:
+    """Scores the best checkpoint of a run on another split: results.json and predictions in the folder `out`.
+
+    Raises TaskError for a split that cannot be used.
+    """
+    _score(config, from_pretrained(workdir, dtype="float32"), split, out, workdir)
+
+
+def _score(config, opened, split, out, checkpoint):
+    model, params, tokenizer = opened
     options = results_lib.Options(split=split, batch_size=config.eval_batch_size, head=config.head, pool=config.pool)
     results = evaluate_tasks(model, params, tokenizer, tasks_of(config), options)
     if jax.process_index() == 0:
-        results_lib.write_results(results, str(folder.path / "test"), str(folder.path))
+        results_lib.write_results(results, os.fspath(out), os.fspath(checkpoint))
     return results
 
 

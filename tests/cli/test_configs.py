@@ -11,7 +11,7 @@ from glm_jax.cli.configs import ConfigError, read_config, replace_keys, split_wo
 from tests.helpers.paths import ROOT
 
 QUICKSTART = "configs/pretrain/quickstart.py"
-CONFIG_VERBS = ("pretrain", "finetune", "prepare", "plan")
+CONFIG_VERBS = ("pretrain", "finetune", "sweep", "prepare", "plan")
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def test_every_verb_has_help_with_examples(verb, capsys):
 
 def _dotted_keys(tree, prefix=""):
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _dotted_keys(value, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -138,9 +138,10 @@ def _dotted_keys(tree, prefix=""):
 def test_all_keys_are_printed(verb, capsys):
     code, printed = _end([verb, "--print-config"], capsys)
     assert code == 0
-    config = config_lib.finetune() if verb == "finetune" else config_lib.pretrain()
+    config = getattr(config_lib, verb if verb in ("finetune", "sweep") else "pretrain")()
     assert {line.partition(" = ")[0] for line in printed.out.splitlines()} == set(_dotted_keys(config.to_dict()))
-    assert "grad_accumulation_steps = 1  # micro batches per step; must divide batch_size\n" in printed.out
+    base = "base." if verb == "sweep" else ""
+    assert f"{base}grad_accumulation_steps = 1  # micro batches per step; must divide batch_size\n" in printed.out
 
 
 def test_the_printed_config_is_that_of_the_command(capsys):

@@ -1,0 +1,1 @@
+"""Reports: the results of a sweep as a page for people."""

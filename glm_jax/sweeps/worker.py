@@ -1,0 +1,132 @@
+"""A process that does one job after another for its parent, `sweeps.pool`: trials, tests, baselines."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from glm_jax.logs import log_to
+
+TRAIN, TEST, BASELINE = "train", "test", "baseline"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker does: `kind` with the config in the folder. `options` are those of the kind."""
+
+    kind: str
+    folder: pathlib.Path
+    config: ConfigDict
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Pruned(Exception):
+    """The parent stops a trial that is worse than others at the same step."""
+
+
+def work(connection: Connection, environment: Mapping[str, str], cores: Sequence[int] | None, programs: str) -> None:
+    """Answers each Job with ("end", result) until the parent closes the connection.
+
+    A job in between sends ("score", step, value), which the parent answers with whether it may go on. A result is a
+    dict; one with "error" tells why the job failed. SIGTERM ends a trial with its state saved; where the parent dies,
+    the process does too.
+    """
+    os.setsid()  # Ctrl-C reaches the parent alone, which asks for a stop once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(environment)
+    if cores is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    import jax
+
+    from glm_jax.training.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    jax.config.update("jax_compilation_cache_dir", programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compiled: list[str] = []
+    jax.monitoring.register_event_listener(lambda event, **_: compiled.append(event))
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        compiled.clear()
+        result = _do(job, connection)
+        result["compiled"] = compiled.count("/jax/compilation_cache/cache_misses")
+        connection.send(("end", result))
+
+
+def _end_with_parent():
+    wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _do(job, connection):
+    from glm_jax.training.trainer import Interrupted
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    with (job.folder / "log.txt").open("a", buffering=1) as log:
+        log_to(log)
+        try:
+            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+                result = _KINDS[job.kind](job, connection)
+        except Interrupted:
+            raise SystemExit(0) from None
+        except Pruned:
+            result = {"pruned": True}
+        except Exception as error:
+            logging.getLogger(__name__).exception("failed")
+            text = str(error).strip() or "without a message"
+            result = {"error": f"{type(error).__name__}: {text.splitlines()[0]}"}
+        finally:
+            log_to()  # of the file, which is closed now, nothing may stay
+    return result | {"wall_seconds": time.time() - began}
+
+
+def _train(job, connection):
+    from glm_jax.tuning.run import finetune
+
+    def on_log(step, metrics):
+        if (score := metrics.get("validation_score")) is not None:
+            connection.send(("score", step, score))
+            if not connection.recv():
+                raise Pruned
+
+    finetune(job.config, job.folder, on_log=on_log)
+    return {}
+
+
+def _test(job, connection):
+    del connection
+    from glm_jax.tuning.run import score_best
+
+    score_best(job.config, job.folder, job.options["split"], job.folder / "report")
+    return {}
+
+
+def _baseline(job, connection):
+    del connection
+    from glm_jax.evaluation.baselines import baseline
+    from glm_jax.evaluation.results import Options, write_results
+    from glm_jax.tuning.task import tasks_of
+
+    config, kind = job.config, job.options["baseline"]
+    for split, name in ((config.validation_split, "validation"), (job.options["split"], "report")):
+        options = Options(split=split, batch_size=config.eval_batch_size)
+        results = [baseline(task, kind, options, config.train_split) for task in tasks_of(config)]
+        write_results(results, str(job.folder / name), kind)
+    return {}
+
+
+_KINDS = {TRAIN: _train, TEST: _test, BASELINE: _baseline}

@@ -1,0 +1,190 @@
+"""Whole sweeps of a tiny model: what they leave, what is never repeated, and that the test comes last."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from glm_jax.reports.page import write_report
+from glm_jax.sweeps import run as room
+from glm_jax.sweeps.folder import SweepFolder
+from glm_jax.sweeps.run import sweep
+from glm_jax.sweeps.space import SweepError
+from glm_jax.sweeps.status import format_status
+from glm_jax.training.metric_writer import read_metrics
+from tests.helpers import sweep_runs
+from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.thorough
+
+
+def numbers(results):
+    """What must not depend on when and how often a sweep was stopped."""
+    return [
+        (row["name"], row.get("changes"), row["mean"], [(run["seed"], run["numbers"]) for run in row["runs"]])
+        for row in results["rows"]
+    ]
+
+
+def test_a_sweep_leaves_what_it_promises(finished):
+    folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    rows = {row["name"]: row for row in results["rows"]}
+    assert list(rows) == ["is", "first", "LoRA", "too warm", "majority", "TF-IDF", "both prompts"]
+    assert [len(row["runs"]) for row in rows.values()] == [2, 2, 2, 0, 1, 1, 2]
+    assert "warmup of 6 steps is more than half" in rows["too warm"]["error"]
+    assert rows["is"]["trials"] == {"complete": 2}
+    assert rows["LoRA"]["trained_parameters"] < rows["is"]["trained_parameters"] == rows["is"]["parameters"]
+    for row in rows.values():
+        for run_ in row["runs"]:
+            saved = json.loads((folder / run_["folder"] / "report" / "results.json").read_text())
+            assert saved[0]["accuracy"] == run_["value"]
+            assert (saved[0]["split"], saved[0]["examples"]) == ("train", 24)
+    assert results["metric"] == "accuracy"
+
+
+def test_the_best_on_validation_is_chosen_and_the_test_comes_after(finished):
+    folder, results = finished
+    selection = json.loads((folder / "selection.json").read_text())
+    for name, choice in selection.items():
+        trials = [t for t in results["trials"] if t["candidate"] == name and t["changes"]["seed"] == 0]
+        assert choice["validation"] == max(t["score"] for t in trials)
+        assert choice["changes"] in [t["changes"] for t in trials if t["score"] == choice["validation"]]
+    tested = [path.stat().st_mtime for path in folder.glob("trials/*/report/results.json")]
+    assert min(tested) > max(choice["selected_at"] for choice in selection.values())
+    assert min(tested) > max(trial["ended_at"] for trial in results["trials"])
+    kept = {path.parent.name for path in folder.glob("trials/*/checkpoints")}
+    assert {
+        run_["folder"].split("/")[1] for row in results["rows"] if row["kind"] == "trained" for run_ in row["runs"]
+    } <= kept
+    assert len(kept) < len(list(folder.glob("trials/*")))
+
+
+def test_trials_that_differ_in_rate_or_seed_compile_once(finished):
+    """What the first trial of a shape compiles, others find in the cache."""
+    _, results = finished
+    compiled = {}
+    for trial in sorted(results["trials"], key=lambda trial: trial["ended_at"]):
+        if trial["status"] == "complete":
+            compiled.setdefault(trial["candidate"], []).append(trial["compiled"])
+    assert compiled["is"][0] > 0
+    assert [count for counts in compiled.values() for count in counts[1:]] == [0] * 4
+
+
+def test_an_ensemble_averages_probabilities(finished):
+    folder, results = finished
+    rows = {row["name"]: row for row in results["rows"]}
+
+    def predictions(name):
+        path = folder / rows[name]["runs"][0]["folder"] / "report" / "predictions-topics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    for first, second, both in zip(predictions("is"), predictions("first"), predictions("both prompts"), strict=True):
+        scores = [np.array(list(row["scores"].values())) for row in (first, second)]
+        expected = np.mean([s - np.log(np.exp(s).sum()) for s in scores], axis=0)
+        np.testing.assert_allclose(list(both["scores"].values()), expected, atol=1e-9)
+
+
+def test_a_complete_sweep_returns_its_results_at_once(finished, place, monkeypatch):
+    monkeypatch.setattr(room, "_stages", None)
+    assert sweep(sweep_runs.config(place), finished[0]) == finished[1]
+    assert "complete" in format_status(finished[0])
+
+
+def test_another_sweep_is_refused(finished, place, tmp_path):
+    with pytest.raises(SweepError, match=r"belongs to another sweep .*seeds: .0, 1. there, .0, 1, 2. here"):
+        sweep(sweep_runs.config(place, seeds=(0, 1, 2)), finished[0])
+    with pytest.raises(SweepError, match="is the folder of a run"):
+        sweep(sweep_runs.config(place), place / "pretrained")
+    with pytest.raises(SweepError, match="is a file"):
+        sweep(sweep_runs.config(place), place / "train.jsonl")
+    with pytest.raises(SweepError, match="is no folder of a sweep"):
+        format_status(tmp_path)
+
+
+@pytest.mark.parametrize("kills", [3])
+def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(finished, place, kills):
+    kill_and_compare(finished, place, place / f"killed-{kills}", kills)
+
+
+def kill_and_compare(finished, place, folder, kills):
+    """Kills a sweep's parent so often; no trial that has ended runs again, and the results are those of `finished`."""
+    file, rng = place / "sweep.py", random.Random(kills)
+    file.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import pathlib\nfrom tests.helpers import sweep_runs\n"
+        f"def get_config():\n    return sweep_runs.config(pathlib.Path({str(place)!r}))\n"
+    )
+    command = [sys.executable, "-m", "glm_jax", "sweep", f"--config={file}", f"--workdir={folder}"]
+    ended = {}
+    for _ in range(kills):
+        before = len(SweepFolder(folder).records())
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(SweepFolder(folder).records()) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for record in SweepFolder(folder).records():
+            if record["status"] == "complete":
+                assert ended.setdefault(json.dumps(record["changes"]) + record["candidate"], record) == record
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = SweepFolder(folder).results()
+    assert numbers(results) == numbers(finished[1])
+    for record in results["trials"]:
+        key = json.dumps(record["changes"]) + record["candidate"]
+        assert ended.get(key, record) == record
+
+
+def test_ctrl_c_saves_trials_and_the_same_command_goes_on(place):
+    """SIGINT to the parent alone, as a terminal's other processes are in sessions of their own."""
+    folder, file = place / "interrupted", place / "interrupted.py"
+    file.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import pathlib\nfrom tests.helpers import sweep_runs\n"
+        f"def get_config():\n    config = sweep_runs.config(pathlib.Path({str(place)!r}), seeds=(0,))\n"
+        "    config.base.train_duration = '200 epochs'\n    config.candidates = ({'name': 'is', 'prompt': 'is'},)\n"
+        "    config.ensembles = {}\n    return config\n"
+    )
+    command = [sys.executable, "-m", "glm_jax", "sweep", f"--config={file}", f"--workdir={folder}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not any(map(read_metrics, folder.glob("trials/*/metrics.jsonl"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "running:" in format_status(folder)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, output
+    assert "the same command goes on from there" in output
+    assert list(folder.glob("trials/*/checkpoints/[0-9]*")), output
+    assert not list(folder.glob("trials/*/lock.json"))
+
+
+def test_a_report_reads_without_a_network(finished, tmp_path):
+    page = write_report(finished[0], tmp_path)
+    text = page.read_text()
+    assert not [word for word in ("http://", "https://", "<link", "src=") if word in text]
+    for name in ("is", "first", "LoRA", "too warm", "majority", "TF-IDF", "both prompts"):
+        assert name in text
+    assert text.count("<svg") >= 6
+    assert "warmup of 6 steps is more than half" in text
+    assert text.count("</svg>") == text.count("<svg")
+    markdown = (tmp_path / "report.md").read_text()
+    mean = next(row["mean"] for row in finished[1]["rows"] if row["name"] == "LoRA")
+    assert f"| LoRA | {mean:.2f} ±" in markdown
+
+
+def test_a_report_of_what_is_no_complete_sweep_is_refused(tmp_path, place):
+    with pytest.raises(SweepError, match="is no folder of a sweep"):
+        write_report(place / "pretrained")
+    folder = SweepFolder(tmp_path / "new")
+    folder.claim(sweep_runs.config(place))
+    with pytest.raises(SweepError, match="is not complete"):
+        write_report(folder.path)
