@@ -1,6 +1,7 @@
 """How fast a model decodes: tokens per second by batch size, against reading all parameters once per token."""
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,8 @@ def _prefill(decoder, batch, length):
     return {"prefill_seconds": spent, "prefill_tokens_per_second": batch * length / spent}
 
 
-def _generation(decoder, batch, length, new):
+def generation(decoder: decoder_lib.Decoder, batch: int, length: int, new: int) -> Callable[[], float]:
+    """A function that decodes `new` tokens after prompts of `length`, and returns the seconds without the prefill."""
     prompts, keys, sampling = _prompts(batch, length), jax.random.split(jax.random.key(0), batch), _sampling()
     values = sampling.values(decoder.config.vocab_size)
 
@@ -92,6 +94,11 @@ def _generation(decoder, batch, length, new):
         jax.block_until_ready(decoder.decode(context, columns, state, jnp.int32(new), sampling, values, new).tokens)
         return time.perf_counter() - began
 
+    return steps
+
+
+def _generation(decoder, batch, length, new):
+    steps = generation(decoder, batch, length, new)
     steps()
     spent = sorted(steps() for _ in range(3))[1]
     return {"tokens_per_second": batch * new / spent, "milliseconds_per_step": spent / new * 1e3}

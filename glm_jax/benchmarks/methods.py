@@ -1,5 +1,6 @@
 """What each tuning method costs here, against full fine-tuning: parameters, memory, seconds, bytes on disk."""
 
+import functools
 import statistics
 import time
 from typing import Any
@@ -7,11 +8,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from glm_jax.benchmarks.decode import generation
 from glm_jax.benchmarks.timing import seconds
-from glm_jax.methods import METHODS
+from glm_jax.decoding import Decoder
+from glm_jax.evaluation.cloze import forward
+from glm_jax.methods import METHODS, without_adapter
 from glm_jax.training import host_memory, setup
 from glm_jax.tuning.synthetic import synthetic_task
 from glm_jax.tuning.task import check_keys
+
+SERVED = ("lora", "p_tuning_v2", "prompt", "ia3")  # what is computed beside the model when it is used
 
 
 def run(
@@ -19,6 +25,8 @@ def run(
     **overrides: Any,
 ) -> dict:  # fmt: skip
     """A step of every method, in turns with one of full fine-tuning: the median of `repeats` ratios.
+
+    For what stays beside the model as an adapter also scoring and decoding, in turns with the model alone.
 
     `size` names the model in place of the config's checkpoint; `methods` are all by default.
     """
@@ -34,6 +42,7 @@ def run(
         results[name] = _describe(opened) | {
             "seconds_per_step": statistics.median(own for _, own in pairs),
             "time_of_full": statistics.median(own / other for other, own in pairs),
+            **(_serving(opened, repeats) if name in SERVED else {}),
         }
     cost = statistics.median(result["time_of_full"] for name, result in results.items() if name != "full")
     return {
@@ -47,6 +56,23 @@ def run(
         "batch_size": config.batch_size,
         "frozen_dtype": config.frozen_dtype,
     }
+
+
+def _serving(opened, repeats):
+    """Scoring the rows, and 32 tokens of greedy decoding for each of 8 prompts, with the adapter over without it."""
+    training, rows, state = opened["training"], opened["rows"], opened["state"][0]
+    adapted = training.method.join(state.params, state.frozen)
+    trees = (without_adapter(adapted), adapted)
+    score = jax.jit(functools.partial(forward, training.model))
+    scoring = [functools.partial(_timed, functools.partial(score, params, rows)) for params in trees]
+    decoders = [Decoder(training.model, params, training.tokenizer) for params in trees]
+    decoding = [generation(decoder, 8, 64, 32) for decoder in decoders]
+    ratios = {}
+    for what, (plain, with_adapter) in (("scoring", scoring), ("decoding", decoding)):
+        plain(), with_adapter()
+        pairs = [(plain(), with_adapter()) for _ in range(repeats)]
+        ratios[f"{what}_over_base"] = statistics.median(own / other for other, own in pairs)
+    return ratios
 
 
 def _timed(step):
@@ -72,7 +98,7 @@ def _open(config, name, size, words, overrides):
             state[0], metrics = built.train_step(state[0], rows)
         return metrics
 
-    return {"step": step, "state": state, "training": training}
+    return {"step": step, "state": state, "training": training, "rows": rows}
 
 
 def _describe(opened):

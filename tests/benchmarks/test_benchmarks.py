@@ -142,6 +142,7 @@ def test_methods_benchmark_measures_each_against_full():
     for name, cost in costs.items():
         assert cost["optimizer_bytes"] == pytest.approx(2 * cost["gradient_bytes"], abs=64), name
         assert cost["gradient_bytes"] == 4 * cost["trained_parameters"]
+        assert ("decoding_over_base" in cost) == ("scoring_over_base" in cost) == (name == "lora")
         if name != "full":
             assert cost["frozen_bytes"] < 2 * costs["full"]["trained_parameters"] + 64
 
