@@ -67,7 +67,7 @@ def baseline(task: AnyTask, kind: str, options: Options, train_split: str = "tra
     if kind == "majority":
         rows = [np.bincount(labels, minlength=classes).tolist()] * len(test)
     else:
-        rows = linear_scores([_text(task, e) for e in train], labels, [_text(task, e) for e in test], classes)
+        rows = linear_scores([plain_text(task, e) for e in train], labels, [plain_text(task, e) for e in test], classes)
     greedy = (False,) * classes
     return result_of(task, test, [(row, greedy) for row in rows], options, f"{task.name}, {_NAMES.get(kind, kind)}")
 
@@ -83,7 +83,8 @@ def _refusal(task, kind):
     return None
 
 
-def _text(task: Task, example: Example) -> str:
+def plain_text(task: Task, example: Example) -> str:
+    """The text of a task's prompt without its blank. Raises TaskError for an example that the prompt does not fit."""
     with error_context(example):
         parts = task.template.pattern(example.fields)
     return "".join(" " if isinstance(part, Mark) else part for part in parts)

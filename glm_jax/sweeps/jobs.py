@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from glm_jax.evaluation.results import RESULTS
 from glm_jax.sweeps.folder import COMPLETE, FAILED, PRUNED, SweepFolder
 from glm_jax.sweeps.search import Median, Source
-from glm_jax.sweeps.space import Candidate, Trial, describe_changes, trial_config
+from glm_jax.sweeps.space import HUB, Candidate, Trial, describe_changes, trial_config
 from glm_jax.sweeps.worker import BASELINE, TEST, TRAIN, Job
 from glm_jax.training.metric_writer import duration, read_metrics
 
@@ -40,7 +40,7 @@ class Training:
                     continue
                 path = self._folder.trial(trial)
                 self._running[path.name] = source, trial
-                return Job(TRAIN, path, trial_config(self._config, trial.changes))
+                return Job(TRAIN, path, trial_config(self._config, trial.changes), _hub_option(trial))
         return None
 
     def score(self, job: Job, step: int, value: float) -> bool:
@@ -106,6 +106,10 @@ class Training:
         )
 
 
+def _hub_option(trial):
+    return {HUB: trial.changes[HUB]} if HUB in trial.changes else {}
+
+
 def _show_in_tensorboard(folder, trial, record):
     """The trial as a row of TensorBoard's HParams tab."""
     from tensorboardX import SummaryWriter
@@ -125,7 +129,12 @@ class Testing:
     ):
         split = {"split": config.base.test_split}
         jobs = [
-            Job(TEST, folder.trial(trial), trial_config(config, trial.changes), split | {"name": trial.candidate})
+            Job(
+                TEST,
+                folder.trial(trial),
+                trial_config(config, trial.changes),
+                split | {"name": trial.candidate} | _hub_option(trial),
+            )
             for trial in trials
         ]
         plain = trial_config(config, {})

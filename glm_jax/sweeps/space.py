@@ -14,9 +14,12 @@ from ml_collections import ConfigDict
 from glm_jax.config import unknown_key
 from glm_jax.evaluation.baselines import KINDS as BASELINES
 from glm_jax.files import nearest
+from glm_jax.sweeps.hub import KEYS as HUB_KEYS
+from glm_jax.sweeps.hub import missing_packages
 
 SEARCHES = ("grid", "random", "tpe")
 PROMPT = "prompt"  # the key of a space or candidate that names one of the sweep's prompts
+HUB = "hub"  # the key of a candidate that is a model of the hub: its name there, or a folder
 
 
 class SweepError(ValueError):
@@ -94,6 +97,8 @@ def candidates_of(config: ConfigDict) -> list[Candidate]:
             found.append(Candidate(name, {}, {}, baseline))
             continue
         own = {**config.space, **settings.get("space", {})}
+        if HUB in changes:
+            _check_hub(name, [*changes, *own])
         space = {key: _axis(name, key, values) for key, values in own.items() if key not in changes}
         found.append(Candidate(name, changes, space))
     names = [candidate.name for candidate in found]
@@ -105,6 +110,15 @@ def candidates_of(config: ConfigDict) -> list[Candidate]:
         if name in names:
             raise SweepError(f"an ensemble and a candidate are named {name!r}")
     return found
+
+
+def _check_hub(candidate, keys):
+    if (package := missing_packages()) is not None:
+        raise SweepError(f"candidate {candidate}: a hub model needs {package}: pip install 'glm_jax[baselines]'")
+    if unread := [key for key in keys if key != HUB and not key.startswith(HUB_KEYS)]:
+        raise SweepError(
+            f"candidate {candidate}: a hub model does not read {unread[0]}; it reads {', '.join(HUB_KEYS)}"
+        )
 
 
 def _axis(candidate: str, key: str, values: Any) -> tuple | Range:
@@ -156,7 +170,7 @@ def trial_config(sweep: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     for key, value in changes.items():
         if key == PROMPT:
             config.tasks = (_with_prompt(sweep, value),)
-        else:
+        elif key != HUB:
             _set(config, key, value)
     with config.ignore_type():
         config.seeds, config.test_split = None, None

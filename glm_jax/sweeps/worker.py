@@ -95,23 +95,32 @@ def _do(job, connection):
 
 
 def _train(job, connection):
+    from glm_jax.sweeps.hub import train_hub
     from glm_jax.tuning.run import finetune
+
+    def on_score(step, score):
+        connection.send(("score", step, score))
+        if not connection.recv():
+            raise Pruned
 
     def on_log(step, metrics):
         if (score := metrics.get("validation_score")) is not None:
-            connection.send(("score", step, score))
-            if not connection.recv():
-                raise Pruned
+            on_score(step, score)
 
-    finetune(job.config, job.folder, on_log=on_log)
+    if "hub" in job.options:
+        train_hub(job.config, job.folder, job.options["hub"], on_score)
+    else:
+        finetune(job.config, job.folder, on_log=on_log)
     return {}
 
 
 def _test(job, connection):
     del connection
+    from glm_jax.sweeps.hub import score_hub
     from glm_jax.tuning.run import score_best
 
-    score_best(job.config, job.folder, job.options["split"], job.folder / "report")
+    score = score_hub if "hub" in job.options else score_best
+    score(job.config, job.folder, job.options["split"], job.folder / "report")
     return {}
 
 
