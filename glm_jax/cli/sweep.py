@@ -19,6 +19,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = ConfigParser(_PROG, summary, _EXAMPLES, defaults="sweep", required=("workdir",), without_config="status")
     parser.add_argument("--workdir", help="folder of the sweep; the same command goes on with it; required")
     parser.add_argument("--status", action="store_true", help="print how far the sweep in --workdir is, and end")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="this machine runs share I (from 0) of N, on a disk that all see"
+    )
     options, config = parser.parse(arguments)
     log_to()
     with one_line_errors():
@@ -29,7 +32,11 @@ def main(arguments: Sequence[str]) -> None:
             return
         from glm_jax.sweeps import summary as summary_lib
         from glm_jax.sweeps.run import sweep
+        from glm_jax.sweeps.space import Shard, SweepError
 
-        results = sweep(config, options.workdir)
+        index, _, count = (options.shard or "0/1").partition("/")
+        if not (index.isdigit() and count.isdigit()):
+            raise SweepError(f"--shard={options.shard}: write I/N, such as 0/4")
+        results = sweep(config, options.workdir, Shard(int(index), int(count)))
         print(summary_lib.format_results(results))
         print(f"report: python -m glm_jax report {options.workdir}")

@@ -1,7 +1,8 @@
 """What a sweep leaves on disk.
 
 sweep.json       the config
-trials/HASH/     a run folder of each trial; trial.json says how it ended, test/ holds its test, log.txt what it printed
+trials/HASH/     a run folder of each trial: trial.json says how it ended, log.txt what it printed; of the chosen ones
+                 report/ holds the test, or test_error.json says why there is none
 baselines/NAME/  the results of a candidate that is a baseline
 ensembles/NAME/  those of an ensemble, by seed
 search/          Optuna's journals, of TPE
@@ -26,6 +27,7 @@ from glm_jax.sweeps.space import SweepError, Trial
 # Keys that may differ when the same command is given again.
 FREE_KEYS = ("workers", "keep_checkpoints")
 COMPLETE, FAILED, PRUNED = "complete", "failed", "pruned"
+TEST_ERROR = "test_error.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,10 @@ class SweepFolder:
     def record(self, trial: Trial) -> dict[str, Any] | None:
         """How a trial ended; None for one that has not."""
         return _read(self.trial(trial) / "trial.json")
+
+    def test_error(self, run: pathlib.Path) -> str | None:
+        """Why the test of a run failed; None where it did not."""
+        return (_read(run / TEST_ERROR) or {}).get("error")
 
     def records(self) -> list[dict[str, Any]]:
         """How all trials ended that have."""

@@ -1,15 +1,17 @@
 """What a sweep gives its workers: trials that a search asks for, and tests of those that were chosen."""
 
 import logging
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from glm_jax.evaluation.results import RESULTS
-from glm_jax.sweeps.folder import COMPLETE, FAILED, PRUNED, SweepFolder
+from glm_jax.files import write_json_atomic
+from glm_jax.sweeps.folder import COMPLETE, FAILED, PRUNED, TEST_ERROR, SweepFolder
 from glm_jax.sweeps.search import Median, Source
-from glm_jax.sweeps.space import HUB, Candidate, Trial, describe_changes, trial_config
+from glm_jax.sweeps.space import HUB, WHOLE, Candidate, Shard, Trial, describe_changes, trial_config
 from glm_jax.sweeps.worker import BASELINE, TEST, TRAIN, Job
 from glm_jax.training.metric_writer import duration, read_metrics
 
@@ -106,6 +108,11 @@ class Training:
         )
 
 
+def is_tested(run: pathlib.Path) -> bool:
+    """Whether a folder holds the results of the test split."""
+    return (run / "report" / RESULTS).exists()
+
+
 def _hub_option(trial):
     return {HUB: trial.changes[HUB]} if HUB in trial.changes else {}
 
@@ -125,8 +132,9 @@ class Testing:
     """The tests of chosen trials and the baselines, as a pool's jobs; those that are done are not done again."""
 
     def __init__(
-        self, config: ConfigDict, folder: SweepFolder, trials: Sequence[Trial], baselines: Sequence[Candidate]
-    ):
+        self, config: ConfigDict, folder: SweepFolder, trials: Sequence[Trial], baselines: Sequence[Candidate],
+        shard: Shard = WHOLE,
+    ):  # fmt: skip
         split = {"split": config.base.test_split}
         jobs = [
             Job(
@@ -142,8 +150,14 @@ class Testing:
             Job(BASELINE, folder.baseline(each.name), plain, split | {"name": each.name, "baseline": each.baseline})
             for each in baselines
         ]
-        self._waiting = [job for job in jobs if not (job.folder / "report" / RESULTS).exists()]
-        self.errors: dict[str, str] = {}  # folder name -> why there is no test
+        self._all = [job.folder for job in jobs]
+        self._waiting = [job for job in jobs if shard.owns(job.folder.name) and not is_tested(job.folder)]
+        for job in self._waiting:  # one that failed before is tried again
+            (job.folder / TEST_ERROR).unlink(missing_ok=True)
+
+    def missing(self) -> list[str]:
+        """The folders whose test has not ended yet, here or on another machine."""
+        return [str(path) for path in self._all if not is_tested(path) and not (path / TEST_ERROR).exists()]
 
     def next(self) -> Job | None:
         """See `pool.Jobs`."""
@@ -156,5 +170,5 @@ class Testing:
     def end(self, job: Job, result: Mapping[str, Any]) -> None:
         """See `pool.Jobs`."""
         if "error" in result:
-            self.errors[job.folder.name] = result["error"]
+            write_json_atomic(job.folder / TEST_ERROR, {"error": result["error"]})
             logger.warning("test of %s failed: %s", job.options["name"], result["error"])

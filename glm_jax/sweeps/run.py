@@ -21,14 +21,16 @@ from glm_jax.sweeps.folder import COMPLETE, SweepFolder, file_name
 from glm_jax.sweeps.jobs import Testing, Training
 from glm_jax.sweeps.pool import Pool
 from glm_jax.sweeps.search import TPE, Fixed, Source, check_search, fixed_trials
-from glm_jax.sweeps.space import SEARCHES, Candidate, SweepError, Trial, candidates_of, trial_config
+from glm_jax.sweeps.space import SEARCHES, WHOLE, Candidate, Shard, SweepError, Trial, candidates_of, trial_config
 from glm_jax.training.run_lock import RunLock
 from glm_jax.tuning.run import checked_tasks
 
 logger = logging.getLogger(__name__)
 
+WAIT_LOG_SECONDS = 60
 
-def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+
+def sweep(config: ConfigDict, workdir: str | os.PathLike, shard: Shard = WHOLE) -> dict[str, Any]:
     """Runs a sweep in `workdir`; the same call goes on with one that stopped, and repeats no finished trial.
 
     Every candidate's hyperparameters are searched on the validation split, with the first seed. Then the best setting
@@ -37,6 +39,8 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     Args:
       config: `glm_jax.config.sweep()` with changes, or what a file of configs/sweep/ returns.
       workdir: folder of the sweep, on a local disk or NFS; see `sweeps.folder`.
+      shard: of several machines that run it together, each with its own; a trial's name decides who runs it. They wait
+        for each other between the stages.
 
     Returns:
       The contents of workdir/results.json; see `sweeps.summary`.
@@ -49,14 +53,16 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         raise SweepError("this config is of one run: take one of configs/sweep/, or start the verb finetune with it")
     config = config.copy_and_resolve_references()
     candidates = check(config)
+    if shard.count > 1 and config.search == "tpe":
+        raise SweepError("TPE proposes one trial after another: several machines can share a grid or a random search")
     folder = SweepFolder(pathlib.Path(workdir))
     folder.claim(config)
-    with RunLock(folder.path), _terminable():
+    with RunLock(folder.path / "shards" / str(shard.index) if shard.count > 1 else folder.path), _terminable():
         if (results := folder.results()) is not None:
             logger.info("%s is complete: its results are returned", folder.path)
             return results
         with Pool(config.workers, folder.programs) as pool:
-            return _stages(config, folder, candidates, pool)
+            return _stages(config, folder, candidates, pool, shard)
 
 
 def check(config: ConfigDict) -> list[Candidate]:
@@ -98,13 +104,18 @@ def check(config: ConfigDict) -> list[Candidate]:
     return candidates
 
 
-def _stages(config, folder, candidates, pool):
+def _stages(config, folder, candidates, pool, shard):
     trained = [candidate for candidate in candidates if candidate.baseline is None]
     logger.info("search: %d candidates, %d worker(s)", len(trained), len(pool))
-    sources = [_source(config, folder, candidate) for candidate in trained]
+    sources = [_source(config, folder, candidate, shard) for candidate in trained]
     pool.run(Training(config, folder, sources, len(pool)))
+    if shard.count > 1:
+        searched = [trial for candidate in trained for trial in _fixed(config, candidate)]
+        _wait("trials", lambda: [trial.name for trial in searched if folder.record(trial) is None])
 
-    selection = folder.selection() or _select(config, folder, trained)
+    if shard.index:
+        _wait("the selection", lambda: [] if folder.selection() else ["selection.json"])
+    selection = folder.selection() or _select(folder, trained)
     chosen = [
         Trial(candidate.name, {**selection[candidate.name]["changes"], "seed": seed})
         for candidate in trained
@@ -112,29 +123,48 @@ def _stages(config, folder, candidates, pool):
         for seed in config.seeds
     ]
     logger.info("seeds: the chosen setting of %d candidates, %d seeds each", len(selection), len(config.seeds))
-    pool.run(Training(config, folder, [Fixed(chosen)], len(pool)))
-    if not config.keep_checkpoints:
+    pool.run(Training(config, folder, [Fixed([t for t in chosen if shard.owns(t.name)])], len(pool)))
+    _wait("trials", lambda: [trial.name for trial in chosen if folder.record(trial) is None])
+    if not config.keep_checkpoints and not shard.index:
         _drop_checkpoints(folder, chosen)
 
     logger.info("test: the split %r is scored now, for the first time", config.base.test_split)
     complete = [trial for trial in chosen if (folder.record(trial) or {}).get("status") == COMPLETE]
-    tests = Testing(config, folder, complete, [candidate for candidate in candidates if candidate.baseline is not None])
+    baselines = [candidate for candidate in candidates if candidate.baseline is not None]
+    tests = Testing(config, folder, complete, baselines, shard)
     pool.run(tests)
-    results = summary.summarize(config, folder, candidates, selection, tests.errors)
+    _wait("tests", tests.missing)
+    if shard.index:
+        _wait("the results", lambda: [] if folder.results() else ["results.json"])
+        return folder.results()
+    results = summary.summarize(config, folder, candidates, selection)
     write_json_atomic(folder.path / "results.json", results)
     return results
 
 
-def _source(config, folder, candidate) -> Source:
-    seed = config.seeds[0]
+def _source(config, folder, candidate, shard) -> Source:
     if config.search == "tpe" and candidate.space:
         journal = folder.path / "search" / f"{file_name(candidate.name)}.journal"
-        return TPE(candidate, config.trials, config.search_seed, seed, journal)
+        return TPE(candidate, config.trials, config.search_seed, config.seeds[0], journal)
+    return Fixed([trial for trial in _fixed(config, candidate) if shard.owns(trial.name)])
+
+
+def _fixed(config, candidate):
     search = config.search if candidate.space else "grid"
-    return Fixed(fixed_trials(candidate, search, config.trials, config.search_seed, seed))
+    return fixed_trials(candidate, search, config.trials, config.search_seed, config.seeds[0])
 
 
-def _select(config, folder, trained):
+def _wait(what, missing):
+    """Until other machines have done their share."""
+    told = 0.0
+    while names := missing():
+        if time.monotonic() - told > WAIT_LOG_SECONDS:
+            logger.info("waiting for %s of other machines: %d left, such as %s", what, len(names), names[0])
+            told = time.monotonic()
+        time.sleep(1)
+
+
+def _select(folder, trained):
     """The best complete trial of each candidate, as the validation split has it."""
     records = collections.defaultdict(list)
     for record in folder.records():

@@ -79,6 +79,28 @@ class Trial:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The share of one of `count` machines that run a sweep together, on a disk that all see: `index` counts from 0.
+
+    Raises SweepError for an index outside of the count.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise SweepError(f"shard {self.index}/{self.count}: write I/N with I from 0 to N - 1")
+
+    def owns(self, name: str) -> bool:
+        """Whether this machine runs what has this name."""
+        return int(hashlib.sha256(name.encode()).hexdigest(), 16) % self.count == self.index
+
+
+WHOLE = Shard()
+
+
 def candidates_of(config: ConfigDict) -> list[Candidate]:
     """The candidates of a sweep. Raises SweepError for names, spaces and values that cannot be used."""
     if not config.candidates:

@@ -32,18 +32,17 @@ def summarize(
     folder: SweepFolder,
     candidates: Sequence[Candidate],
     selection: Mapping[str, Any],
-    errors: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The results; `errors` tells by a folder's name why its test failed. Makes the ensembles, too.
+    """The results. Makes the ensembles, too.
 
     Raises SweepError when no test succeeded.
     """
     rows = []
     for candidate in candidates:
         if candidate.baseline is not None:
-            rows.append(_baseline_row(folder, candidate, errors))
+            rows.append(_baseline_row(folder, candidate))
         elif candidate.name in selection:
-            rows.append(_trained_row(config, folder, candidate, selection[candidate.name], errors))
+            rows.append(_trained_row(config, folder, candidate, selection[candidate.name]))
         else:
             failed = [r["error"] for r in folder.records() if r["candidate"] == candidate.name and "error" in r]
             rows.append({"name": candidate.name, "kind": "trained", "runs": [], "error": (failed or ["not run"])[0]})
@@ -77,13 +76,13 @@ def summarize(
     }
 
 
-def _trained_row(config, folder, candidate, choice, errors):
+def _trained_row(config, folder, candidate, choice):
     runs, sizes, error = [], {}, None
     for seed in config.seeds:
         trial = Trial(candidate.name, {**choice["changes"], "seed": seed})
         record, path = folder.record(trial) or {}, folder.trial(trial)
         if record.get("status") != COMPLETE or not (path / "report" / RESULTS).exists():
-            error = f"seed {seed}: {record.get('error') or errors.get(path.name, 'no test')}"
+            error = f"seed {seed}: {record.get('error') or folder.test_error(path) or 'no test'}"
             continue
         trained = json.loads((path / "result.json").read_text())
         sizes = {key: trained.get(key) for key in ("parameters", "trained_parameters", "state_bytes")}
@@ -96,10 +95,10 @@ def _trained_row(config, folder, candidate, choice, errors):
     return row | {"validation": choice["validation"], "trials": choice["trials"], "error": error}
 
 
-def _baseline_row(folder, candidate, errors):
+def _baseline_row(folder, candidate):
     path, row = folder.baseline(candidate.name), {"name": candidate.name, "kind": "baseline", "runs": []}
     if not (path / "report" / RESULTS).exists():
-        return row | {"error": errors.get(path.name, "no test")}
+        return row | {"error": folder.test_error(path) or "no test"}
     validation = _results(path / "validation")[0]
     run = {"seed": None, "folder": str(path.relative_to(folder.path)), "results": _results(path / "report")}
     return row | {"validation": validation[validation["main_metric"]], "runs": [run]}

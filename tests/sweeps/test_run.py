@@ -20,8 +20,6 @@ from glm_jax.training.metric_writer import read_metrics
 from tests.helpers import sweep_runs
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.thorough
-
 
 def numbers(results):
     """What must not depend on when and how often a sweep was stopped."""
@@ -31,6 +29,7 @@ def numbers(results):
     ]
 
 
+@pytest.mark.thorough
 def test_a_sweep_leaves_what_it_promises(finished):
     folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
@@ -48,6 +47,7 @@ def test_a_sweep_leaves_what_it_promises(finished):
     assert results["metric"] == "accuracy"
 
 
+@pytest.mark.thorough
 def test_the_best_on_validation_is_chosen_and_the_test_comes_after(finished):
     folder, results = finished
     selection = json.loads((folder / "selection.json").read_text())
@@ -65,6 +65,7 @@ def test_the_best_on_validation_is_chosen_and_the_test_comes_after(finished):
     assert len(kept) < len(list(folder.glob("trials/*")))
 
 
+@pytest.mark.thorough
 def test_trials_that_differ_in_rate_or_seed_compile_once(finished):
     """What the first trial of a shape compiles, others find in the cache."""
     _, results = finished
@@ -76,6 +77,7 @@ def test_trials_that_differ_in_rate_or_seed_compile_once(finished):
     assert [count for counts in compiled.values() for count in counts[1:]] == [0] * 4
 
 
+@pytest.mark.thorough
 def test_an_ensemble_averages_probabilities(finished):
     folder, results = finished
     rows = {row["name"]: row for row in results["rows"]}
@@ -90,12 +92,14 @@ def test_an_ensemble_averages_probabilities(finished):
         np.testing.assert_allclose(list(both["scores"].values()), expected, atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_complete_sweep_returns_its_results_at_once(finished, place, monkeypatch):
     monkeypatch.setattr(room, "_stages", None)
     assert sweep(sweep_runs.config(place), finished[0]) == finished[1]
     assert "complete" in format_status(finished[0])
 
 
+@pytest.mark.thorough
 def test_another_sweep_is_refused(finished, place, tmp_path):
     with pytest.raises(SweepError, match=r"belongs to another sweep .*seeds: .0, 1. there, .0, 1, 2. here"):
         sweep(sweep_runs.config(place, seeds=(0, 1, 2)), finished[0])
@@ -107,19 +111,24 @@ def test_another_sweep_is_refused(finished, place, tmp_path):
         format_status(tmp_path)
 
 
-@pytest.mark.parametrize("kills", [3])
-def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(finished, place, kills):
-    kill_and_compare(finished, place, place / f"killed-{kills}", kills)
+@pytest.mark.thorough
+def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(finished, place):
+    kill_and_compare(finished, place, place / "killed", kills=3)
 
 
-def kill_and_compare(finished, place, folder, kills):
-    """Kills a sweep's parent so often; no trial that has ended runs again, and the results are those of `finished`."""
-    file, rng = place / "sweep.py", random.Random(kills)
+def config_file(place):
+    file = place / "sweep.py"
     file.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import pathlib\nfrom tests.helpers import sweep_runs\n"
         f"def get_config():\n    return sweep_runs.config(pathlib.Path({str(place)!r}))\n"
     )
+    return file
+
+
+def kill_and_compare(finished, place, folder, kills):
+    """Kills a sweep's parent so often; no trial that has ended runs again, and the results are those of `finished`."""
+    file, rng = config_file(place), random.Random(kills)
     command = [sys.executable, "-m", "glm_jax", "sweep", f"--config={file}", f"--workdir={folder}"]
     ended = {}
     for _ in range(kills):
@@ -143,6 +152,26 @@ def kill_and_compare(finished, place, folder, kills):
         assert ended.get(key, record) == record
 
 
+@pytest.mark.thorough
+def test_machines_that_share_a_sweep_end_with_its_results(finished, place):
+    folder, file = place / "shared", config_file(place)
+    command = [sys.executable, "-m", "glm_jax", "sweep", f"--config={file}", f"--workdir={folder}"]
+    machines = [
+        subprocess.Popen(
+            [*command, f"--shard={i}/2"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    outputs = [machine.communicate(timeout=300) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs[0][1] + outputs[1][1]
+    assert outputs[0][0] == outputs[1][0]
+    assert numbers(SweepFolder(folder).results()) == numbers(finished[1])
+    shares = [errors.count(" -> validation") for _, errors in outputs]
+    assert sum(shares) == 7
+    assert min(shares) > 0
+
+
+@pytest.mark.thorough
 def test_ctrl_c_saves_trials_and_the_same_command_goes_on(place):
     """SIGINT to the parent alone, as a terminal's other processes are in sessions of their own."""
     folder, file = place / "interrupted", place / "interrupted.py"
@@ -167,6 +196,7 @@ def test_ctrl_c_saves_trials_and_the_same_command_goes_on(place):
     assert not list(folder.glob("trials/*/lock.json"))
 
 
+@pytest.mark.thorough
 def test_a_report_reads_without_a_network(finished, tmp_path):
     page = write_report(finished[0], tmp_path)
     text = page.read_text()
@@ -181,6 +211,7 @@ def test_a_report_reads_without_a_network(finished, tmp_path):
     assert f"| LoRA | {mean:.2f} ±" in markdown
 
 
+@pytest.mark.thorough
 def test_a_report_of_what_is_no_complete_sweep_is_refused(tmp_path, place):
     with pytest.raises(SweepError, match="is no folder of a sweep"):
         write_report(place / "pretrained")
@@ -188,3 +219,8 @@ def test_a_report_of_what_is_no_complete_sweep_is_refused(tmp_path, place):
     folder.claim(sweep_runs.config(place))
     with pytest.raises(SweepError, match="is not complete"):
         write_report(folder.path)
+
+
+@pytest.mark.slow
+def test_ten_kills(finished, place):
+    kill_and_compare(finished, place, place / "killed-10", kills=10)

@@ -120,6 +120,16 @@ def test_what_cannot_be_tried_is_refused(candidates, keys, message):
         check(config(*candidates, **keys))
 
 
+def test_every_trial_belongs_to_one_machine():
+    names = [Trial("full", {"seed": seed}).name for seed in range(100)]
+    owners = [[space.Shard(i, 3).owns(name) for i in range(3)] for name in names]
+    assert all(sum(row) == 1 for row in owners)
+    assert all(20 < count < 50 for count in map(sum, zip(*owners, strict=True)))
+    assert all(space.WHOLE.owns(name) for name in names)
+    with pytest.raises(SweepError, match="shard 3/3: write I/N"):
+        space.Shard(3, 3)
+
+
 @pytest.mark.parametrize("split", [None, "validation"])
 def test_a_test_that_was_chosen_on_is_refused(split):
     sweep = config()
