@@ -158,9 +158,9 @@ class RunFolder:
         Checkpoints of earlier versions do not say which one that was.
         """
         trained_with = (restored.data_position or {}).get("tokenizer")
-        if trained_with not in (None, tokenizer.fingerprint()):
+        if trained_with not in (None, found := tokenizer.fingerprint()):
             raise RunFolderError(
-                f"the tokenizer {tokenizer.fingerprint()[:12]} is not {trained_with[:12]}, with which "
+                f"the tokenizer {found} is not {trained_with}, with which "
                 f"{restored.path} was trained: put the run's own files back into {self.tokenizer}"
             )
 

@@ -17,10 +17,11 @@ from glm_jax.interop import FormatError
 from glm_jax.tokenizers import TokenizerError
 from glm_jax.tokenizers.wordpiece import WordPieceTokenizer, bert_commands
 from glm_jax.training.checkpoint import CheckpointError
+from glm_jax.training.workdir import RunFolderError
 from tests.helpers.paths import GOLDEN
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own
-CLEAR = (FormatError, TokenizerError, CheckpointError)
+CLEAR = (FormatError, TokenizerError, CheckpointError, RunFolderError)
 SLOWEST = 20.0  # seconds of computing for one load; one that waits forever would stop the test itself
 
 
