@@ -9,7 +9,7 @@ from glm_jax import config as defaults
 
 
 def get_config():
-    """Eight candidates, three seeds; a learning rate for each of the first four is searched."""
+    """Five candidates that train, each with a learning rate searched for it, an ensemble and two baselines."""
     config = defaults.sweep()
     config.base.tasks = ("configs/tasks/bible_parts.py",)
     config.base.test_split = "test"

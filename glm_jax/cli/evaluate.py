@@ -14,7 +14,7 @@ _EXAMPLES = (
 
 def main(arguments: Sequence[str]) -> None:
     """Scores a checkpoint on tasks, prints a table, and writes it with all predictions."""
-    parser = Parser(_PROG, "Score a GLM on tasks, zero-shot.", _EXAMPLES)
+    parser = Parser(_PROG, "Score a GLM on tasks.", _EXAMPLES)
     parser.add_argument("--checkpoint", required=True, help="a run folder, a hub folder, or the original's")
     names = "SuperGLUE's (boolq, boolq:4 for pattern 4), a Python file that defines `task`, gigaword, cnn_dm, xsum, "
     names += "cnn_dm_original, squad_generation, kjv_to_web, pairs:FOLDER, blank:RATIO, "

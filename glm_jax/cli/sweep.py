@@ -1,5 +1,6 @@
 """python -m glm_jax sweep --config=configs/sweep/verses.py --workdir=runs/verses"""
 
+import shlex
 from collections.abc import Sequence
 
 from glm_jax.cli.common import one_line_errors
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         index, _, count = (options.shard or "0/1").partition("/")
         if not (index.isdigit() and count.isdigit()):
             raise SweepError(f"--shard={options.shard}: write I/N, such as 0/4")
-        results = sweep(config, options.workdir, Shard(int(index), int(count)))
+        command = shlex.join(["python", "-m", "glm_jax", "sweep", *arguments])
+        results = sweep(config, options.workdir, Shard(int(index), int(count)), command)
         print(summary_lib.format_results(results))
         print(f"report: python -m glm_jax report {options.workdir}")

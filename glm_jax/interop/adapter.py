@@ -121,7 +121,11 @@ def open_adapter(
     own = _of_model(params)
     if peft.recognizes(folder):
         method, trained = peft.read(folder, config)
-        return combine(method, replicate(trained, own), params), {"method": method.name, "head": None}
+        return combine(method, replicate(trained, own), params), {
+            "method": method.name,
+            "settings": method.hyperparameters(),
+            "head": None,
+        }
     if not recognizes(folder):
         if not folder.is_dir():
             raise FormatError(f"{folder} does not exist: give the folder of an adapter")

@@ -107,7 +107,12 @@ def _locate(path):
         raise FormatError(
             f"{path} is no folder; to fetch it as a hub id, install huggingface_hub (pip install huggingface_hub)"
         ) from None
-    return pathlib.Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
+    try:
+        return pathlib.Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
+    except Exception as error:  # of the hub's client: many types, among them those of its HTTP library
+        raise FormatError(
+            f"{path} does not exist here, and could not be fetched from the hub: {type(error).__name__}; check the path"
+        ) from error
 
 
 def _kind_of(folder):

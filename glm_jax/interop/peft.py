@@ -80,8 +80,10 @@ def read(folder: pathlib.Path, config: GLMConfig) -> tuple[LoRA, dict[str, Any]]
             raise FormatError(f"{path}: {key} = {settings[key]!r} is not implemented; only {value!r} is")
     if unknown := sorted(set(settings) - _KNOWN - set(_ONLY)):
         logger.warning("%s: keys that are not known, and not used: %s", path, ", ".join(unknown))
-    tensors, _ = safetensors_file.read(folder / WEIGHTS)
     rank, modules = settings.get("r"), _modules(config)
+    if not isinstance(rank, int) or rank < 1:
+        raise FormatError(f"{path}: r = {rank!r} is no rank: peft writes a whole number there")
+    tensors, _ = safetensors_file.read(folder / WEIGHTS)
     ranks, alphas = (_by_module(settings, key, modules, path) for key in ("rank_pattern", "alpha_pattern"))
     found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     problems = []

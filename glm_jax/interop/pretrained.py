@@ -10,6 +10,7 @@ from glm_jax.decoding import Decoder
 from glm_jax.interop.adapter import fingerprint, open_adapter, write_adapter
 from glm_jax.interop.errors import FormatError
 from glm_jax.interop.extras import EXTRAS
+from glm_jax.interop.folders import check_new
 from glm_jax.interop.load_report import LoadReport
 from glm_jax.methods import Method, merge
 from glm_jax.model.transformer import GLM
@@ -83,7 +84,10 @@ class Pretrained:
 
         Args:
           trained: what `method.split` gives.
+
+        Raises ValueError where something is at `path`.
         """
+        check_new(path)
         base = {"name": self.path, "fingerprint": fingerprint(self.params)}
         write_adapter(path, method, trained, self.model.config, base)
 

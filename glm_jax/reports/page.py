@@ -25,18 +25,16 @@ GENERATIONS = 8
 _NONE = "\u2013"  # of a cell
 
 
-def write_report(
-    workdir: str | os.PathLike, out: str | os.PathLike | None = None, command: str | None = None
-) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike, out: str | os.PathLike | None = None) -> pathlib.Path:
     """Writes report.html and report.md of a sweep, into its folder or `out`; returns the path of the page.
 
-    The page needs no network and no other file. `command` is what made the sweep, for the page.
+    The page needs no network and no other file.
     Raises SweepError for a folder that is not that of a complete sweep.
     """
     sweep = read_sweep(pathlib.Path(workdir))
     folder = pathlib.Path(out if out is not None else workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = _facts(sweep, command)
+    facts = _facts(sweep)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: resources.files("glm_jax.reports").joinpath(name).read_text()),
         autoescape=lambda name: name.endswith(".html"),
@@ -51,7 +49,7 @@ def write_report(
     return page
 
 
-def _facts(sweep: Sweep, command: str | None) -> dict[str, Any]:
+def _facts(sweep: Sweep) -> dict[str, Any]:
     results = sweep.results
     best = sweep.candidates[0]
     texts = _texts(sweep)
@@ -69,7 +67,7 @@ def _facts(sweep: Sweep, command: str | None) -> dict[str, Any]:
             for row, answers in (collect.always_wrong(sweep, WRONG) if sweep.is_classification else [])
         ],
         "generations": _generations(sweep, texts),
-        "command": command or f"python -m glm_jax sweep --config=FILE --workdir={sweep.path}",
+        "command": results.get("command") or f"python -m glm_jax sweep --config=FILE --workdir={sweep.path}",
         "base": _changed(results["config"]["base"]),
         "describe": describe_changes,
         "made_at": time.time(),

@@ -23,13 +23,13 @@ from glm_jax.evaluation.generation import as_lines
 from glm_jax.evaluation.results import Options, Result, result_of, write_results
 from glm_jax.files import write_atomic, write_json_atomic
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import Example, error_context, read
+from glm_jax.tasks.examples import Example, Source, error_context, read
 from glm_jax.tasks.seq2seq import Seq2SeqTask
 from glm_jax.tasks.task import AnyTask, Task
 from glm_jax.training import optimizer
 from glm_jax.training.durations import due
 from glm_jax.training.setup import resolve_durations
-from glm_jax.tuning.task import few, tasks_of
+from glm_jax.tuning.task import few, tasks_of, validation_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ def train_hub(
     )  # fmt: skip
     lines: list[dict[str, Any]] = []
     best, best_state, began, losses = -np.inf, None, time.perf_counter(), []
+    (checked,) = validation_tasks([task], config)
     order = _order(len(examples), config.seed)
     validation: dict[str, float] = {}
     for step in range(1, schedule.total + 1):
@@ -96,7 +97,7 @@ def train_hub(
         if due(step, schedule.evaluate, schedule.total) or step == schedule.total:
             spent = (time.perf_counter() - began) / len(losses)
             lines.append({"step": step, "loss": float(np.mean(losses)), "seconds_per_step": spent})
-            result = opened.evaluate(config.validation_split, config.eval_batch_size, config.eval_examples)
+            result = opened.evaluate(config.validation_split, config.eval_batch_size, checked.source)
             score = next(iter(result.numbers.values()))
             validation = {"validation_score": score}
             validation |= {f"validation_{result.task}_{name}": value for name, value in result.numbers.items()}
@@ -181,11 +182,11 @@ class _HubModel:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def evaluate(self, split: str, batch_size: int, limit: int | None = None) -> Result:
-        """The task's metric on a split."""
+    def evaluate(self, split: str, batch_size: int, source: Source | None = None) -> Result:
+        """The task's metric on a split, by default of the task's source."""
         import torch
 
-        examples = read(self.task.source, split, limit)
+        examples = read(source or self.task.source, split)
         self.model.eval()
         with torch.no_grad():
             parts = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]

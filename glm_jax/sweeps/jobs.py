@@ -19,12 +19,17 @@ logger = logging.getLogger(__name__)
 
 
 class Training:
-    """The trials of some sources, as a pool's jobs. A trial that has ended is not run again, unless it failed."""
+    """The trials of some sources, as a pool's jobs. A trial that has ended is not run again, unless it failed.
+
+    One whose process died, perhaps for want of memory, is tried once more at the end.
+    """
 
     def __init__(self, config: ConfigDict, folder: SweepFolder, sources: Sequence[Source], workers: int):
         self._config, self._folder, self._sources, self._workers = config, folder, list(sources), workers
         self._median = Median() if config.prune else None
         self._running: dict[str, tuple[Source, Trial]] = {}
+        self._again: list[tuple[Source, Trial]] = []
+        self._retried: set[str] = set()
         self._expected = sum(source.expected for source in sources)
         self._ended = self._failed = self._timed = 0
         self._seconds = 0.0
@@ -40,10 +45,14 @@ class Training:
                     self._take_score(record)
                     source.tell(trial, record)
                     continue
-                path = self._folder.trial(trial)
-                self._running[path.name] = source, trial
-                return Job(TRAIN, path, trial_config(self._config, trial.changes), _hub_option(trial))
-        return None
+                return self._start(source, trial)
+        return self._start(*self._again.pop()) if self._again else None
+
+    def _start(self, source, trial):
+        path = self._folder.trial(trial)
+        self._running[path.name] = source, trial
+        options = _hub_option(trial) | {"metric": self._config.metric}
+        return Job(TRAIN, path, trial_config(self._config, trial.changes), options)
 
     def score(self, job: Job, step: int, value: float) -> bool:
         """See `pool.Jobs`."""
@@ -52,6 +61,11 @@ class Training:
     def end(self, job: Job, result: Mapping[str, Any]) -> None:
         """See `pool.Jobs`."""
         source, trial = self._running.pop(job.folder.name)
+        if result.get("died") and trial.name not in self._retried:
+            self._retried.add(trial.name)
+            self._again.append((source, trial))
+            logger.warning("%s: %s; it is tried again", trial.candidate, result["error"])
+            return
         record = self._folder.finish(trial, self._record(job, result))
         _show_in_tensorboard(self._folder, trial, record)
         source.tell(trial, record)
@@ -69,9 +83,6 @@ class Training:
         if not scored:
             return {"status": FAILED, "error": "the run ended without a validation: set base.eval_every"}
         best = max(scored, key=lambda line: (line["validation_score"], -line["step"]))
-        if metric not in best:
-            known = ", ".join(sorted(key.removeprefix("validation_") for key in best if key.startswith("validation_")))
-            return {"status": FAILED, "error": f"metric {self._config.metric!r} is not reported; known: {known}"}
         timed = [line for line in lines if "seconds_per_step" in line]
         steps = [0, *(line["step"] for line in timed)]
         return {

@@ -29,7 +29,7 @@ class Jobs(Protocol):
         """Takes a validation score; whether the job may go on."""
 
     def end(self, job: Job, result: Mapping[str, Any]) -> None:
-        """Takes the result of a job; one with "error" failed."""
+        """Takes the result of a job; one with "error" failed, and with "died" its process is gone."""
 
 
 class Pool:
@@ -67,7 +67,7 @@ class Pool:
             kind, *values = worker.connection.recv()
         except (EOFError, ConnectionResetError):
             job, worker.job = worker.job, None
-            jobs.end(job, {"error": worker.epitaph()})
+            jobs.end(job, {"error": worker.epitaph(), "died": True})
             return
         if kind == "score":
             worker.connection.send(jobs.score(worker.job, *values))

@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 WAIT_LOG_SECONDS = 60
 
 
-def sweep(config: ConfigDict, workdir: str | os.PathLike, shard: Shard = WHOLE) -> dict[str, Any]:
+def sweep(
+    config: ConfigDict, workdir: str | os.PathLike, shard: Shard = WHOLE, command: str | None = None
+) -> dict[str, Any]:
     """Runs a sweep in `workdir`; the same call goes on with one that stopped, and repeats no finished trial.
 
     Every candidate's hyperparameters are searched on the validation split, with the first seed. Then the best setting
@@ -41,6 +43,7 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike, shard: Shard = WHOLE) 
       workdir: folder of the sweep, on a local disk or NFS; see `sweeps.folder`.
       shard: of several machines that run it together, each with its own; a trial's name decides who runs it. They wait
         for each other between the stages.
+      command: what started it, for the report.
 
     Returns:
       The contents of workdir/results.json; see `sweeps.summary`.
@@ -62,7 +65,7 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike, shard: Shard = WHOLE) 
             logger.info("%s is complete: its results are returned", folder.path)
             return results
         with Pool(config.workers, folder.programs) as pool:
-            return _stages(config, folder, candidates, pool, shard)
+            return _stages(config, folder, candidates, pool, shard, command)
 
 
 def check(config: ConfigDict) -> list[Candidate]:
@@ -83,6 +86,8 @@ def check(config: ConfigDict) -> list[Candidate]:
             f"base.test_split {base.test_split!r} must be another split than base.validation_split "
             f"{base.validation_split!r}, on which settings are chosen: a score that was chosen is no test"
         )
+    if base.train_split == base.test_split:
+        raise SweepError(f"base.train_split {base.train_split!r} is the test split: what was learned is no test")
     candidates = candidates_of(config)
     check_search(config.search, config.trials, candidates)
     checked: set[str] = set()
@@ -104,7 +109,7 @@ def check(config: ConfigDict) -> list[Candidate]:
     return candidates
 
 
-def _stages(config, folder, candidates, pool, shard):
+def _stages(config, folder, candidates, pool, shard, command):
     trained = [candidate for candidate in candidates if candidate.baseline is None]
     logger.info("search: %d candidates, %d worker(s)", len(trained), len(pool))
     sources = [_source(config, folder, candidate, shard) for candidate in trained]
@@ -115,7 +120,7 @@ def _stages(config, folder, candidates, pool, shard):
 
     if shard.index:
         _wait("the selection", lambda: [] if folder.selection() else ["selection.json"])
-    selection = folder.selection() or _select(folder, trained)
+    selection = folder.selection() or _select(config, folder, trained)
     chosen = [
         Trial(candidate.name, {**selection[candidate.name]["changes"], "seed": seed})
         for candidate in trained
@@ -137,7 +142,7 @@ def _stages(config, folder, candidates, pool, shard):
     if shard.index:
         _wait("the results", lambda: [] if folder.results() else ["results.json"])
         return folder.results()
-    results = summary.summarize(config, folder, candidates, selection)
+    results = summary.summarize(config, folder, candidates, selection) | {"command": command}
     write_json_atomic(folder.path / "results.json", results)
     return results
 
@@ -164,8 +169,11 @@ def _wait(what, missing):
         time.sleep(1)
 
 
-def _select(folder, trained):
-    """The best complete trial of each candidate, as the validation split has it."""
+def _select(config, folder, trained):
+    """The best complete trial of each candidate, as the validation split has it; of equal ones the first in the space.
+
+    TPE has no such order: there it is the first that ended.
+    """
     records = collections.defaultdict(list)
     for record in folder.records():
         records[record["candidate"]].append(record)
@@ -175,7 +183,15 @@ def _select(folder, trained):
         if not complete:
             logger.warning("%s: no trial was trained to its end, so it has no test", candidate.name)
             continue
-        best = max(complete, key=lambda record: (record["score"], json.dumps(record["changes"])))
+        listed = config.search != "tpe" or not candidate.space
+        names = [trial.name for trial in _fixed(config, candidate)] if listed else []
+        place = {name: number for number, name in enumerate(names)}
+
+        def rank(record, place=place):
+            name = Trial(record["candidate"], record["changes"]).name
+            return -record["score"], place.get(name, len(place)), record["ended_at"]
+
+        best = min(complete, key=rank)
         selection[candidate.name] = {
             "changes": best["changes"],
             "validation": best["score"],

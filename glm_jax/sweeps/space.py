@@ -19,6 +19,8 @@ from glm_jax.sweeps.hub import missing_packages
 
 SEARCHES = ("grid", "random", "tpe")
 PROMPT = "prompt"  # the key of a space or candidate that names one of the sweep's prompts
+# What would let a candidate choose on the test, or be measured on something else than the others.
+_OF_THE_BASE = ("train_split", "validation_split", "test_split", "seed", "seeds", "eval_examples")
 HUB = "hub"  # the key of a candidate that is a model of the hub: its name there, or a folder
 
 
@@ -119,6 +121,8 @@ def candidates_of(config: ConfigDict) -> list[Candidate]:
             found.append(Candidate(name, {}, {}, baseline))
             continue
         own = {**config.space, **settings.get("space", {})}
+        if common := [key for key in (*changes, *own) if key in _OF_THE_BASE]:
+            raise SweepError(f"candidate {name}: {common[0]} is the same for all: set base.{common[0]}, or seeds")
         if HUB in changes:
             _check_hub(name, [*changes, *own])
         space = {key: _axis(name, key, values) for key, values in own.items() if key not in changes}
@@ -126,7 +130,10 @@ def candidates_of(config: ConfigDict) -> list[Candidate]:
     names = [candidate.name for candidate in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SweepError(f"two candidates are named {twice[0]!r}")
+    baselines = [candidate.name for candidate in found if candidate.baseline is not None]
     for name, members in config.ensembles.items():
+        if wrong := [member for member in members if member in baselines]:
+            raise SweepError(f"ensemble {name}: {wrong[0]} is a baseline; an ensemble averages trained candidates")
         if missing := [member for member in members if member not in names]:
             raise SweepError(f"ensemble {name}: no candidate {missing[0]!r}; nearest: {nearest(missing[0], names)}")
         if name in names:

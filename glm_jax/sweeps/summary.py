@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from glm_jax.evaluation.results import RESULTS, Options, result_of, write_results
 from glm_jax.files import text_table
-from glm_jax.sweeps.folder import COMPLETE, SweepFolder, file_name
+from glm_jax.sweeps.folder import COMPLETE, FAILED, SweepFolder, file_name
 from glm_jax.sweeps.space import Candidate, SweepError, Trial, trial_config
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.task import Task
@@ -214,4 +214,6 @@ def format_results(results: Mapping[str, Any]) -> str:
         ))  # fmt: skip
     lines = text_table(rows)
     failed = [f"{row['name']}: {row['error']}" for row in results["rows"] if row.get("error")]
+    if count := sum(trial["status"] == FAILED for trial in results["trials"]):
+        failed.append(f"{count} of {len(results['trials'])} trials failed; --status and the report name them")
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *failed])

@@ -96,6 +96,7 @@ def _do(job, connection):
 
 def _train(job, connection):
     from glm_jax.sweeps.hub import train_hub
+    from glm_jax.sweeps.space import SweepError
     from glm_jax.tuning.run import finetune
 
     def on_score(step, score):
@@ -105,6 +106,9 @@ def _train(job, connection):
 
     def on_log(step, metrics):
         if (score := metrics.get("validation_score")) is not None:
+            if (metric := job.options.get("metric")) is not None and f"validation_{metric}" not in metrics:
+                known = [key.removeprefix("validation_") for key in metrics if key.startswith("validation_")]
+                raise SweepError(f"metric {metric!r} is not reported; known: {', '.join(known)}")
             on_score(step, score)
 
     if "hub" in job.options:
@@ -128,12 +132,15 @@ def _baseline(job, connection):
     del connection
     from glm_jax.evaluation.baselines import baseline
     from glm_jax.evaluation.results import Options, write_results
-    from glm_jax.tuning.task import tasks_of
+    from glm_jax.tuning.task import tasks_of, validation_tasks
 
-    config, kind = job.config, job.options["baseline"]
-    for split, name in ((config.validation_split, "validation"), (job.options["split"], "report")):
+    config, kind, tasks = job.config, job.options["baseline"], tasks_of(job.config)
+    for split, name, own in (
+        (config.validation_split, "validation", validation_tasks(tasks, config)),
+        (job.options["split"], "report", tasks),
+    ):
         options = Options(split=split, batch_size=config.eval_batch_size)
-        results = [baseline(task, kind, options, config.train_split) for task in tasks_of(config)]
+        results = [baseline(task, kind, options, config.train_split) for task in own]
         write_results(results, str(job.folder / name), kind)
     return {}
 

@@ -55,6 +55,17 @@ def read(source: Source, split: str, limit: int | None = None) -> list[Example]:
     return examples
 
 
+def spread(source: Source, count: int) -> Source:
+    """A source of `count` examples of each split, evenly spread over it; all of a shorter one."""
+
+    def some(split):
+        examples = list(source(split))
+        chosen = min(count, len(examples))
+        return [examples[i * len(examples) // chosen] for i in range(chosen)]
+
+    return some
+
+
 def jsonl(path: str, *, label: str | None = "label", fields: Mapping[str, str] | None = None) -> Source:
     """A source of JSON lines.
 

@@ -23,7 +23,7 @@ from glm_jax.interop import from_pretrained
 from glm_jax.interop.adapter import write_adapter
 from glm_jax.methods import has_adapter, method_of
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import read
+from glm_jax.tasks.examples import error_context, read
 from glm_jax.tasks.task import AnyTask, Task
 from glm_jax.training.trainer import train_task
 from glm_jax.training.workdir import RunFolder
@@ -133,6 +133,9 @@ def checked_tasks(config: ConfigDict) -> list[AnyTask]:
     for task in tasks:
         for split in {config.train_split, config.validation_split, config.test_split or config.validation_split}:
             first = read(task.source, split, 1)[0]
+            if isinstance(task, Task):
+                with error_context(first):
+                    task.template.pattern(first.fields)
             if split == config.validation_split and isinstance(task, Task) and not _is_labelled(task, first):
                 raise TaskError(f"{task.name}: example {first.id} has no label; name a labelled validation_split")
     if config.head == "classifier":

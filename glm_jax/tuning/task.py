@@ -21,7 +21,7 @@ from glm_jax.model.classifier_head import POOLS
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import Example, read
+from glm_jax.tasks.examples import Example, read, spread
 from glm_jax.tasks.task import AnyTask, Task, find, from_settings
 from glm_jax.tokenizers.base import Tokenizer
 from glm_jax.training.checksum import leaf_name
@@ -197,10 +197,10 @@ class FinetuningTask(TrainingTask):
         """`validation_score`, the tasks' first numbers averaged by their examples, and all numbers by task."""
         config = self.config
         options = Options(
-            split=config.validation_split, limit=config.eval_examples, batch_size=config.eval_batch_size,
-            head=config.head, pool=config.pool,
-        )  # fmt: skip
-        results = evaluate_tasks(setup.model, params, self.tokenizer, self.tasks, options)
+            split=config.validation_split, batch_size=config.eval_batch_size, head=config.head, pool=config.pool
+        )
+        tasks = validation_tasks(self.tasks, config)
+        results = evaluate_tasks(setup.model, params, self.tokenizer, tasks, options)
         count = sum(result.count for result in results)
         score = sum(next(iter(r.numbers.values())) * r.count for r in results) / count
         return {
@@ -279,6 +279,13 @@ def tasks_of(config: ConfigDict) -> list[AnyTask]:
             "length_penalty"
         )
     return tasks
+
+
+def validation_tasks(tasks: Sequence[AnyTask], config: ConfigDict) -> list[AnyTask]:
+    """The tasks with the examples of a validation: `eval_examples` of each, evenly spread; None: all."""
+    if config.eval_examples is None:
+        return list(tasks)
+    return [dataclasses.replace(task, source=spread(task.source, config.eval_examples)) for task in tasks]
 
 
 def few(examples: list[Example], config: ConfigDict) -> list[Example]:

@@ -8,10 +8,10 @@ from tests.helpers import tuning_runs
 
 
 def config(place: pathlib.Path, **changes: Any) -> Any:
-    """Its config; the split that the test scores is the one of training, which is the longer one."""
+    """Its config."""
     sweep = defaults.sweep()
     sweep.base = tuning_runs.config(place)
-    sweep.base.test_split = "train"
+    sweep.base.test_split = "test"
     sweep.prompts = {
         "is": {"pattern": "{text} It is [MASK].", "verbalizer": {0: " ba", 1: " de"}},
         "first": {"pattern": "[MASK]: {text}", "verbalizer": {0: " go", 1: " ku"}},

@@ -24,7 +24,7 @@ def prepare(folder: pathlib.Path) -> pathlib.Path:
         str(folder / "pretrained"),
     )
     rng = random.Random(0)
-    for split, count in (("train", 24), ("validation", 10)):
+    for split, count in (("train", 24), ("validation", 10), ("test", 24)):
         texts = [" ".join(rng.choices(tiny_run.WORDS, k=rng.randint(3, 9))) for _ in range(count)]
         rows = [{"text": text, "label": int("go" in text)} for text in texts]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -147,6 +147,7 @@ def test_keys_that_are_not_known_are_listed(tmp_path, caplog):
         ({"peft_type": "PREFIX_TUNING"}, "peft_type 'PREFIX_TUNING'; of peft's adapters only LORA can be read"),
         ({"use_dora": True}, "use_dora = True is not implemented"),
         ({"bias": "all"}, "bias = 'all' is not implemented"),
+        ({"r": None}, "r = None is no rank"),
         ({"r": 5}, r"lora_A\.weight is \(3, 32\), expected \(5, 32\)"),
         ({"rank_pattern": {"query": 3}}, "rank_pattern has 'query', which is the name of no module here"),
     ],

@@ -284,6 +284,17 @@ def test_hub_ids_are_fetched_with_the_client(monkeypatch):
     assert interop.from_pretrained("THUDM/hub_B").model.config.num_layers == 2
 
 
+def test_what_the_hub_does_not_give_is_named(monkeypatch):
+    def download(name, allow_patterns):
+        raise ConnectionError("check your internet connection")
+
+    client = type(sys)("huggingface_hub")
+    client.snapshot_download = download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    with pytest.raises(FormatError, match=r"runs/nope does not exist here, and could not be fetched .* ConnectionError"):
+        interop.from_pretrained("runs/nope")
+
+
 @pytest.mark.parametrize("modern", [True, False])
 def test_files_that_pytorch_writes(tmp_path, modern):
     """Parameters, views of one storage, transposed views, optimizer states, in today's and the old format."""

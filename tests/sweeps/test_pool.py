@@ -50,7 +50,9 @@ def test_a_worker_that_dies_takes_its_job_alone_with_it(place, tmp_path):
     jobs = Jobs()
     with Pool(1, tmp_path / "programs") as pool:
         pool.run(jobs)
-    assert jobs.results["first"] == {"error": "the process was ended by SIGKILL: perhaps out of memory"}
+    assert jobs.results["first"] == {
+        "error": "the process was ended by SIGKILL: perhaps out of memory", "died": True,
+    }  # fmt: skip
     assert "nowhere" in jobs.results["missing"]["error"]
     assert "error" not in jobs.results["last"]
     assert "Traceback" in (tmp_path / "missing" / "log.txt").read_text()

@@ -43,7 +43,7 @@ def test_a_sweep_leaves_what_it_promises(finished):
         for run_ in row["runs"]:
             saved = json.loads((folder / run_["folder"] / "report" / "results.json").read_text())
             assert saved[0]["accuracy"] == run_["value"]
-            assert (saved[0]["split"], saved[0]["examples"]) == ("train", 24)
+            assert (saved[0]["split"], saved[0]["examples"]) == ("test", 24)
     assert results["metric"] == "accuracy"
 
 
@@ -150,6 +150,14 @@ def kill_and_compare(finished, place, folder, kills):
     for record in results["trials"]:
         key = json.dumps(record["changes"]) + record["candidate"]
         assert ended.get(key, record) == record
+
+
+@pytest.mark.thorough
+def test_a_metric_that_no_trial_reports_is_named_with_those_that_are(place):
+    candidates = ({"name": "is", "prompt": "is", "schedule.peak_lr": 1e-3},)
+    config = sweep_runs.config(place, candidates=candidates, ensembles={}, metric="topics_f1")
+    with pytest.raises(SweepError, match="metric 'topics_f1' is not reported; known: score, topics_accuracy"):
+        sweep(config, place / "metric")
 
 
 @pytest.mark.thorough

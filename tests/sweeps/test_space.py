@@ -91,17 +91,21 @@ def test_changes_are_described_by_the_last_parts_of_their_keys():
         ((), {"candidates": ()}, "candidates is empty"),
         (({"method": "lora"},), {}, "must be a dict with a name"),
         (({"name": "a"}, {"name": "a"}), {}, "two candidates are named 'a'"),
-        (({"name": "a", "space": {"seed": ()}},), {}, "a, seed: .* give at least one"),
-        (({"name": "a", "space": {"seed": 3}},), {}, "3 is no tuple"),
-        (({"name": "a", "space": {"seed": {"low": 1}}},), {}, "a range needs low and high"),
-        (({"name": "a", "space": {"seed": {"low": 1, "high": 3, "lg": True}}},), {}, "not 'lg'"),
-        (({"name": "a", "space": {"seed": {"low": 3, "high": 3}}},), {}, "the range 3 to 3 is empty"),
-        (({"name": "a", "space": {"seed": {"low": 0, "high": 3, "log": True}}},), {}, "has no logarithm"),
-        (({"name": "a", "space": {"seed": {"low": 1, "high": 3}}},), {}, "of which a grid has no values"),
+        (({"name": "a", "space": {"batch_size": ()}},), {}, "a, batch_size: .* give at least one"),
+        (({"name": "a", "space": {"batch_size": 3}},), {}, "3 is no tuple"),
+        (({"name": "a", "space": {"batch_size": {"low": 1}}},), {}, "a range needs low and high"),
+        (({"name": "a", "space": {"batch_size": {"low": 1, "high": 3, "lg": True}}},), {}, "not 'lg'"),
+        (({"name": "a", "space": {"batch_size": {"low": 3, "high": 3}}},), {}, "the range 3 to 3 is empty"),
+        (({"name": "a", "space": {"batch_size": {"low": 0, "high": 3, "log": True}}},), {}, "has no logarithm"),
+        (({"name": "a", "space": {"batch_size": {"low": 1, "high": 3}}},), {}, "of which a grid has no values"),
         (({"name": "a", "baseline": "tfidf"},), {}, "no baseline 'tfidf'; nearest: tf_idf"),
-        (({"name": "a", "baseline": "copy", "seed": 1},), {}, "has no hyperparameters"),
+        (({"name": "a", "baseline": "copy", "batch_size": 1},), {}, "has no hyperparameters"),
         (({"name": "a"},), {"ensembles": {"e": ("b",)}}, "ensemble e: no candidate 'b'; nearest: a"),
         (({"name": "a"},), {"ensembles": {"a": ("a",)}}, "are named 'a'"),
+        (({"name": "a"}, {"name": "b", "baseline": "copy"}), {"ensembles": {"e": ("a", "b")}}, "b is a baseline"),
+        (({"name": "a", "validation_split": "test"},), {}, "a: validation_split is the same for all"),
+        (({"name": "a", "space": {"train_split": ("test",)}},), {}, "a: train_split is the same for all"),
+        (({"name": "a", "test_split": "x"},), {}, "a: test_split is the same for all"),
         (({"name": "a", "lora.rnk": 3},), {}, "candidate a: unknown config key 'lora.rnk'; nearest: lora.rank"),
         (({"name": "a", "lora": 3},), {}, "candidate a: lora is a section"),
         (({"name": "a", "batch_size": "x"},), {}, "candidate a: batch_size: 'x' is no int"),
@@ -128,6 +132,13 @@ def test_every_trial_belongs_to_one_machine():
     assert all(space.WHOLE.owns(name) for name in names)
     with pytest.raises(SweepError, match="shard 3/3: write I/N"):
         space.Shard(3, 3)
+
+
+def test_a_training_split_that_is_the_test_is_refused():
+    sweep = config()
+    sweep.base.train_split = "test"
+    with pytest.raises(SweepError, match="what was learned is no test"):
+        check(sweep)
 
 
 @pytest.mark.parametrize("split", [None, "validation"])

@@ -6,13 +6,21 @@ import pytest
 
 from glm_jax.tasks import superglue
 from glm_jax.tasks.errors import TaskError
-from glm_jax.tasks.examples import hub, jsonl, parallel, read, table, tfds
+from glm_jax.tasks.examples import hub, jsonl, parallel, read, spread, table, tfds
 from tests.helpers.golden_tasks import DATA, needs_data
 
 
 def write(path, lines):
     path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
     return str(path)
+
+
+def test_some_examples_are_spread_over_the_split():
+    numbers = spread(lambda split: iter(range(10)), 4)
+    assert list(numbers("train")) == [0, 2, 5, 7]
+    assert list(spread(lambda split: iter(range(3)), 4)("train")) == [0, 1, 2]
+    with pytest.raises(TaskError, match="has no examples"):
+        read(spread(lambda split: iter(()), 4), "train")
 
 
 def test_jsonl(tmp_path):
