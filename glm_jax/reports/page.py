@@ -70,7 +70,6 @@ def _facts(sweep: Sweep) -> dict[str, Any]:
         "command": results.get("command") or f"python -m glm_jax sweep --config=FILE --workdir={sweep.path}",
         "base": _changed(results["config"]["base"]),
         "describe": describe_changes,
-        "made_at": time.time(),
     }
 
 

@@ -32,10 +32,11 @@ def format_status(workdir: str | os.PathLike) -> str:
         step = scored[-1]["step"] if scored else 0
         config = json.loads((path / "config.json").read_text()) if (path / "config.json").exists() else {}
         lines.append(f"running: {path.name}, method {config.get('method')}, step {step}")
-    best = {}
+    best: dict[str, dict] = {}
     for record in records:
-        if record["status"] == COMPLETE and record["score"] > best.get(record["candidate"], record)["score"] - 1e-12:
-            best[record["candidate"]] = record
+        if record["status"] == COMPLETE:
+            name = record["candidate"]
+            best[name] = max(best.get(name, record), record, key=lambda trial: trial["score"])
     table = [("candidate", "best validation", "setting")]
     table += [(name, f"{r['score']:.2f}", describe_changes(r["changes"])) for name, r in sorted(best.items())]
     failed = [

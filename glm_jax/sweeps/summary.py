@@ -3,7 +3,7 @@
     {"metric": "accuracy", "task", "split", "examples", "validation_split", "selected_at", "tested_at",
      "rows": [{"name", "kind", "changes", "validation", "trials", "mean", "deviation", "runs": [{"seed", "folder",
                "value", "numbers", "seconds"}], "parameters", "trained_parameters", "state_bytes", "error"}],
-     "trials": [the trial.json of every trial], "config": …, "environment": …}
+     "trials": [the trial.json of every trial], "config": …, "command": …, "environment": …}
 
 A row's `kind` is trained, baseline or ensemble. Paths are relative to the folder of the sweep.
 """
