@@ -134,7 +134,8 @@ def _baseline(job, connection):
     from glm_jax.evaluation.results import Options, write_results
     from glm_jax.tuning.task import tasks_of, validation_tasks
 
-    config, kind, tasks = job.config, job.options["baseline"], tasks_of(job.config)
+    config, kind = job.config, job.options["baseline"]
+    tasks = [_few_shot(task, config) for task in tasks_of(config)]
     for split, name, own in (
         (config.validation_split, "validation", validation_tasks(tasks, config)),
         (job.options["split"], "report", tasks),
@@ -143,6 +144,16 @@ def _baseline(job, connection):
         results = [baseline(task, kind, options, config.train_split) for task in own]
         write_results(results, str(job.folder / name), kind)
     return {}
+
+
+def _few_shot(task, config):
+    """The task with the training examples that the other candidates have."""
+    from glm_jax.tuning.task import few
+
+    source = task.source
+    return dataclasses.replace(
+        task, source=lambda split: few(list(source(split)), config) if split == config.train_split else source(split)
+    )
 
 
 _KINDS = {TRAIN: _train, TEST: _test, BASELINE: _baseline}
