@@ -1,6 +1,9 @@
 """A checkpoint on a task: `evaluate_task`, or `evaluate_named` for the name that a command gives it."""
 
+import functools
 from typing import Any
+
+import jax
 
 from glm_jax.evaluation.classifier import evaluate_classifier
 from glm_jax.evaluation.cloze import evaluate_cloze
@@ -46,6 +49,19 @@ def evaluate_named(
     return evaluate_task(model, params, tokenizer, task, options, None if name.endswith(".py") else name)
 
 
+def with_computed_prefix(model: GLM, params: Any) -> Any:
+    """`params` in which a trained prefix is its keys and values: no batch computes them from virtual tokens again."""
+    if "prefix" not in params or "keys" in params["prefix"]:
+        return params
+    keys, values = _prefix(params, model)
+    return {**params, "prefix": {"keys": keys[:, 0], "values": values[:, 0]}}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _prefix(params, model):
+    return model.apply({"params": params}, method="trained_prefix")
+
+
 def evaluate_task(
     model: GLM, params: Any, tokenizer: Tokenizer, task: AnyTask, options: Options, name: str | None = None
 ) -> Result:
@@ -57,6 +73,7 @@ def evaluate_task(
     Raises:
       TaskError: a split or an example that cannot be used.
     """
+    params = with_computed_prefix(model, params)
     if options.head == "classifier":
         return evaluate_classifier(model, params, tokenizer, task, options, name)
     evaluate = evaluate_cloze if isinstance(task, Task) else evaluate_generation

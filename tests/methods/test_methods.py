@@ -13,6 +13,7 @@ import glm_jax
 from glm_jax import methods
 from glm_jax.decoding import steps
 from glm_jax.distributed.sharding import unbox
+from glm_jax.evaluation.run import with_computed_prefix
 from glm_jax.model.batch import Batch
 from glm_jax.model.classifier_head import with_classifier
 from glm_jax.model.config import GLMConfig
@@ -280,6 +281,17 @@ def test_a_prefix_is_its_keys_and_values(name, settings, scan):
     batch = rows()
     for unrolled in (False, True):
         np.testing.assert_allclose(decoded(params, batch, unrolled), logits(params, model, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("prompt", {}), ("p_tuning_v2", {"projection": True})])
+def test_a_prefix_is_computed_once_for_scoring(name, settings):
+    params = own(add(make(name, init="random", **settings), own(base())))
+    computed = with_computed_prefix(MODEL, params)
+    assert computed["prefix"].keys() == {"keys", "values"}
+    np.testing.assert_allclose(logits(computed), logits(params), atol=1e-6)
+    assert with_computed_prefix(MODEL, computed) is computed
+    plain = own(base())
+    assert with_computed_prefix(MODEL, plain) is plain
 
 
 def segmented():
