@@ -53,7 +53,8 @@ def test_the_task_of_the_docs(model, tmp_path, monkeypatch):
             assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
     results.write_results([result, other], "out", "runs/x")
     summary = json.loads((tmp_path / "out/results.json").read_text())
-    assert summary[0] == {"task": "reviews", "split": "test", "examples": 5, "checkpoint": "runs/x", **result.numbers}
+    facts = {"task": "reviews", "split": "test", "examples": 5, "checkpoint": "runs/x", "main_metric": "accuracy"}
+    assert summary[0] == facts | result.numbers
     assert (tmp_path / "out/predictions-reviews-1.jsonl").exists()
     lines = (tmp_path / "out/predictions-reviews.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.predictions

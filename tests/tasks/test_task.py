@@ -60,7 +60,7 @@ def test_the_old_name_of_the_metric(settings):
     [({"verbaliser": {}}, "unknown key 'verbaliser' in a task; nearest: verbalizer"),
      ({"prompt": "boolq"}, "either a pattern or the name of a prompt"),
      ({"metric": "bleu"}, "unknown metric 'bleu'; known: accuracy"),
-     ({"tfds": "x"}, "one of path, tfds and hub, not path and tfds"), ({"path": "x.parquet"}, "none of .jsonl"),
+     ({"tfds": "x"}, "one of path, tfds, hub and task, not path and tfds"), ({"path": "x.parquet"}, "none of .jsonl"),
      ({"columns": ["text"]}, "columns are of tables"),
      ({"name": ""}, "needs a name"), ({"verbalizer": None}, "either a verbalizer or candidates")],
 )  # fmt: skip
