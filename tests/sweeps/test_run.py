@@ -111,7 +111,7 @@ def test_another_sweep_is_refused(finished, place, tmp_path):
         format_status(tmp_path)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(finished, place):
     kill_and_compare(finished, place, place / "killed", kills=3)
 
