@@ -57,6 +57,12 @@ def compare_config(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
     return sorted(key for key in saved | current if saved.get(key, missing) != current.get(key, missing))
 
 
+def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any], free: tuple[str, ...]) -> str:
+    """The keys that `compare_config` finds, except those that start as `free` says, with both values; "" for none."""
+    keys = [key for key in compare_config(saved, current) if not key.startswith(free)]
+    return "; ".join(f"{key}: {config_value(saved, key)!r} there, {config_value(current, key)!r} here" for key in keys)
+
+
 def config_value(config: Mapping[str, Any], key: str) -> Any:
     """The value at a dotted key, as `compare_config` names them; "absent" where there is none."""
     value: Any = config
@@ -69,6 +75,11 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree:
         return {prefix[:-1]: tree} if prefix else {}
     return {key: value for name, part in tree.items() for key, value in _flatten(part, f"{prefix}{name}.").items()}
+
+
+def file_name(text: str) -> str:
+    """`text` as a name that every file system takes."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

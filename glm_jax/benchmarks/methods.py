@@ -12,6 +12,7 @@ from glm_jax.benchmarks.decode import generation
 from glm_jax.benchmarks.timing import seconds
 from glm_jax.decoding import Decoder
 from glm_jax.evaluation.cloze import forward
+from glm_jax.evaluation.run import with_computed_prefix
 from glm_jax.methods import METHODS, without_adapter
 from glm_jax.training import host_memory, setup
 from glm_jax.tuning.synthetic import synthetic_task
@@ -62,10 +63,10 @@ def _serving(opened, repeats):
     """Scoring the rows, and 32 tokens of greedy decoding for each of 8 prompts, with the adapter over without it."""
     training, rows, state = opened["training"], opened["rows"], opened["state"][0]
     adapted = training.method.join(state.params, state.frozen)
-    trees = (without_adapter(adapted), adapted)
+    trees = (without_adapter(adapted), with_computed_prefix(training.model, adapted))
     score = jax.jit(functools.partial(forward, training.model))
     scoring = [functools.partial(_timed, functools.partial(score, params, rows)) for params in trees]
-    decoders = [Decoder(training.model, params, training.tokenizer) for params in trees]
+    decoders = [Decoder(training.model, params, training.tokenizer) for params in (trees[0], adapted)]
     decoding = [generation(decoder, 8, 64, 32) for decoder in decoders]
     ratios = {}
     for what, (plain, with_adapter) in (("scoring", scoring), ("decoding", decoding)):

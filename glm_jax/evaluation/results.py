@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glm_jax.distributed import processes
-from glm_jax.files import text_table, write_atomic, write_json_atomic
+from glm_jax.files import file_name, text_table, write_atomic, write_json_atomic
 from glm_jax.tasks import metrics
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example
@@ -151,7 +151,7 @@ def write_results(results: Sequence[Result], folder: str, checkpoint: str) -> No
     os.makedirs(folder, exist_ok=True)
     names: list[str] = []
     for result in results:
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in result.task)
+        safe = file_name(result.task)
         names.append(safe if safe not in names else f"{safe}-{len(names)}")
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions)
         write_atomic(os.path.join(folder, f"predictions-{names[-1]}.jsonl"), lines)

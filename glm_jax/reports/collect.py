@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from glm_jax.reports.statistics import bootstrap_interval, calibration_error, seed_interval
-from glm_jax.sweeps.folder import SweepFolder
-from glm_jax.sweeps.space import SweepError
+from glm_jax.sweeps.folder import COMPLETE, SweepFolder
+from glm_jax.sweeps.space import SweepError, value_text
 from glm_jax.sweeps.summary import predictions
 from glm_jax.training.metric_writer import read_metrics
 
@@ -115,7 +115,7 @@ def confusion(candidate: Candidate) -> tuple[list[str], np.ndarray]:
 def calibration(candidate: Candidate) -> tuple[float, list[tuple[float, float, int]]] | None:
     """See `calibration_error`, of the probabilities of the first seed's answers; None for answers without any."""
     rows = candidate.predictions
-    if not rows or "scores" not in rows[0] or (candidate.row["kind"] == "baseline" and candidate.name == "majority"):
+    if not rows or "scores" not in rows[0] or candidate.row.get("baseline") == "majority":  # counts
         return None
     scores = [np.array(list(row["scores"].values()), np.float64) for row in rows]
     confidence = np.array([np.exp(s.max() - np.logaddexp.reduce(s)) for s in scores])
@@ -155,17 +155,12 @@ def searched(sweep: Sweep, candidate: str) -> list[Mapping[str, Any]]:
     return [
         trial
         for trial in sweep.results["trials"]
-        if trial["candidate"] == candidate and trial["status"] == "complete" and trial["changes"]["seed"] == first
+        if trial["candidate"] == candidate and trial["status"] == COMPLETE and trial["changes"]["seed"] == first
     ]
 
 
 def _order(value):
     return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
-
-
-def value_text(value: Any) -> str:
-    """A hyperparameter's value on an axis."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def always_wrong(sweep: Sweep, count: int) -> list[tuple[dict[str, Any], dict[str, str]]]:

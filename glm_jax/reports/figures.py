@@ -14,6 +14,7 @@ from matplotlib import pyplot
 
 from glm_jax.reports import collect
 from glm_jax.reports.collect import Candidate, Sweep
+from glm_jax.sweeps.space import value_text
 
 _STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "glm_jax", "font.size": 9, "axes.spines.top": False,
@@ -127,10 +128,7 @@ def heat_map(sweep: Sweep, candidate: str) -> str | None:
     first, second = (list(found[key]) for key in pair)
     scores = np.full((len(second), len(first)), np.nan)
     for trial in collect.searched(sweep, candidate):
-        x, y = (
-            axis.index(collect.value_text(trial["changes"][key]))
-            for key, axis in zip(pair, (first, second), strict=True)
-        )
+        x, y = (axis.index(value_text(trial["changes"][key])) for key, axis in zip(pair, (first, second), strict=True))
         scores[y, x] = np.nanmax([scores[y, x], trial["score"]])
 
     def paint(axes):

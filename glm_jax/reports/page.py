@@ -16,6 +16,7 @@ from glm_jax.config import sweep as sweep_defaults
 from glm_jax.files import compare_config, config_value, write_atomic
 from glm_jax.reports import collect, figures
 from glm_jax.reports.collect import Candidate, Sweep, read_sweep
+from glm_jax.sweeps.folder import FAILED
 from glm_jax.sweeps.space import describe_changes, trial_config
 from glm_jax.tasks.examples import read
 from glm_jax.tuning.task import tasks_of
@@ -58,7 +59,7 @@ def _facts(sweep: Sweep) -> dict[str, Any]:
         "results": results,
         "candidates": [_line(candidate, best) for candidate in sweep.candidates],
         "failed": sweep.failed,
-        "failed_trials": [trial for trial in results["trials"] if trial["status"] == "failed"],
+        "failed_trials": [trial for trial in results["trials"] if trial["status"] == FAILED],
         "trials": len(results["trials"]),
         "conclusions": _conclusions(sweep),
         "prompts": _prompts(sweep),

@@ -21,7 +21,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from glm_jax.files import compare_config, config_value, write_json_atomic
+from glm_jax.evaluation.results import RESULTS
+from glm_jax.files import config_changes, file_name, write_json_atomic
 from glm_jax.sweeps.space import SweepError, Trial
 
 # Keys that may differ when the same command is given again.
@@ -96,10 +97,7 @@ class SweepFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json_atomic(self.path / "sweep.json", current)
             return
-        if keys := [key for key in compare_config(saved, current) if not key.startswith(FREE_KEYS)]:
-            changes = "; ".join(
-                f"{key}: {config_value(saved, key)!r} there, {config_value(current, key)!r} here" for key in keys
-            )
+        if changes := config_changes(saved, current, FREE_KEYS):
             raise SweepError(
                 f"{self.path} belongs to another sweep ({changes}): set these back to go on with it, or choose another "
                 "--workdir"
@@ -108,9 +106,9 @@ class SweepFolder:
             write_json_atomic(self.path / "sweep.json", current)
 
 
-def file_name(text: str) -> str:
-    """A name that every file system takes."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+def is_tested(run: pathlib.Path) -> bool:
+    """Whether a folder holds the results of the test split."""
+    return (run / "report" / RESULTS).exists()
 
 
 def _read(path):

@@ -1,15 +1,13 @@
 """What a sweep gives its workers: trials that a search asks for, and tests of those that were chosen."""
 
 import logging
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from glm_jax.evaluation.results import RESULTS
 from glm_jax.files import write_json_atomic
-from glm_jax.sweeps.folder import COMPLETE, FAILED, PRUNED, TEST_ERROR, SweepFolder
+from glm_jax.sweeps.folder import COMPLETE, FAILED, PRUNED, TEST_ERROR, SweepFolder, is_tested
 from glm_jax.sweeps.search import Median, Source
 from glm_jax.sweeps.space import HUB, WHOLE, Candidate, Shard, Trial, describe_changes, trial_config
 from glm_jax.sweeps.worker import BASELINE, TEST, TRAIN, Job
@@ -117,11 +115,6 @@ class Training:
         logger.info(
             "[%d/%d%s] %s -> %s%s; left %s", self._ended, self._expected, failed, what, outcome, note, duration(left)
         )
-
-
-def is_tested(run: pathlib.Path) -> bool:
-    """Whether a folder holds the results of the test split."""
-    return (run / "report" / RESULTS).exists()
 
 
 def _hub_option(trial):

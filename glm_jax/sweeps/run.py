@@ -15,9 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from glm_jax.files import nearest, write_json_atomic
+from glm_jax.files import file_name, nearest, write_json_atomic
 from glm_jax.sweeps import summary
-from glm_jax.sweeps.folder import COMPLETE, SweepFolder, file_name
+from glm_jax.sweeps.folder import COMPLETE, SweepFolder
 from glm_jax.sweeps.jobs import Testing, Training
 from glm_jax.sweeps.pool import Pool
 from glm_jax.sweeps.search import TPE, Fixed, Source, check_search, fixed_trials

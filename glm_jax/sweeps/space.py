@@ -246,9 +246,10 @@ def known_keys(config: ConfigDict, prefix: str = "") -> list[str]:
 
 def describe_changes(changes: Mapping[str, Any], without: Sequence[str] = ("seed",)) -> str:
     """peak_lr 0.001, prompt topic: the changes for people, by the last parts of their keys."""
-    parts = [f"{key.rpartition('.')[2]} {_short(value)}" for key, value in changes.items() if key not in without]
+    parts = [f"{key.rpartition('.')[2]} {value_text(value)}" for key, value in changes.items() if key not in without]
     return ", ".join(parts) or "as the base"
 
 
-def _short(value):
+def value_text(value: Any) -> str:
+    """A hyperparameter's value for people."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

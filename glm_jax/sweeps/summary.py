@@ -1,8 +1,8 @@
 """The results of a sweep as one JSON value, results.json, from the files of its trials.
 
     {"metric": "accuracy", "task", "split", "examples", "validation_split", "selected_at", "tested_at",
-     "rows": [{"name", "kind", "changes", "validation", "trials", "mean", "deviation", "runs": [{"seed", "folder",
-               "value", "numbers", "seconds"}], "parameters", "trained_parameters", "state_bytes", "error"}],
+     "rows": [{"name", "kind", "baseline", "changes", "validation", "trials", "mean", "deviation", "runs": [{"seed",
+               "folder", "value", "numbers", "seconds"}], "parameters", "trained_parameters", "state_bytes", "error"}],
      "trials": [the trial.json of every trial], "config": …, "command": …, "environment": …}
 
 A row's `kind` is trained, baseline or ensemble. Paths are relative to the folder of the sweep.
@@ -19,8 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from glm_jax.evaluation.results import RESULTS, Options, result_of, write_results
-from glm_jax.files import text_table
-from glm_jax.sweeps.folder import COMPLETE, FAILED, SweepFolder, file_name
+from glm_jax.files import file_name, text_table
+from glm_jax.sweeps.folder import COMPLETE, FAILED, SweepFolder, is_tested
 from glm_jax.sweeps.space import Candidate, SweepError, Trial, trial_config
 from glm_jax.tasks.examples import read
 from glm_jax.tasks.task import Task
@@ -71,7 +71,7 @@ def summarize(
         "tested_at": time.time(),
         "rows": rows,
         "trials": folder.records(),
-        "config": json.loads(json.dumps(config.to_dict(), default=list)),
+        "config": folder.read_config(),
         "environment": environment(),
     }
 
@@ -81,7 +81,7 @@ def _trained_row(config, folder, candidate, choice):
     for seed in config.seeds:
         trial = Trial(candidate.name, {**choice["changes"], "seed": seed})
         record, path = folder.record(trial) or {}, folder.trial(trial)
-        if record.get("status") != COMPLETE or not (path / "report" / RESULTS).exists():
+        if record.get("status") != COMPLETE or not is_tested(path):
             error = f"seed {seed}: {record.get('error') or folder.test_error(path) or 'no test'}"
             continue
         trained = json.loads((path / "result.json").read_text())
@@ -96,8 +96,9 @@ def _trained_row(config, folder, candidate, choice):
 
 
 def _baseline_row(folder, candidate):
-    path, row = folder.baseline(candidate.name), {"name": candidate.name, "kind": "baseline", "runs": []}
-    if not (path / "report" / RESULTS).exists():
+    path = folder.baseline(candidate.name)
+    row = {"name": candidate.name, "kind": "baseline", "baseline": candidate.baseline, "runs": []}
+    if not is_tested(path):
         return row | {"error": folder.test_error(path) or "no test"}
     validation = _results(path / "validation")[0]
     run = {"seed": None, "folder": str(path.relative_to(folder.path)), "results": _results(path / "report")}
@@ -111,15 +112,16 @@ def _ensemble_row(config, folder, name, members, selection):
         return row | {"error": f"{missing[0]} has no trained model"}
     for seed in config.seeds:
         trials = [Trial(member, {**selection[member]["changes"], "seed": seed}) for member in members]
-        paths = [folder.trial(trial) / "report" for trial in trials]
-        if missing := [m for m, path in zip(members, paths, strict=True) if not (path / RESULTS).exists()]:
+        runs = [folder.trial(trial) for trial in trials]
+        if missing := [member for member, run in zip(members, runs, strict=True) if not is_tested(run)]:
             row["error"] = f"seed {seed}: {missing[0]} has no test"
             continue
         tasks = [tasks_of(trial_config(config, trial.changes))[0] for trial in trials]
         if wrong := _not_alike(members, tasks):
             return row | {"error": wrong}
         task, split = tasks[0], config.base.test_split
-        scores = np.mean([_log_probabilities(path, t.name) for path, t in zip(paths, tasks, strict=True)], axis=0)
+        members_scores = [_log_probabilities(run / "report", t.name) for run, t in zip(runs, tasks, strict=True)]
+        scores = np.mean(members_scores, axis=0)
         pairs = [(values.tolist(), (False,) * len(values)) for values in scores]
         result = result_of(task, read(task.source, split), pairs, Options(split=split), task.name)
         out = folder.path / "ensembles" / file_name(name) / f"seed-{seed}"
@@ -159,18 +161,8 @@ def _results(folder):
 
 def environment() -> dict[str, str]:
     """The versions and the machine that the numbers come from."""
-    names = (
-        "glm_jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "numpy",
-        "optuna",
-        "torch",
-        "transformers",
-    )
+    names = ("glm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "optuna", "torch")
+    names += ("transformers",)
     versions = {}
     for name in names:
         try:
@@ -191,16 +183,8 @@ def _processor():
 
 def format_results(results: Mapping[str, Any]) -> str:
     """A table for people: each candidate's validation and test, its trained parameters and seconds."""
-    head = (
-        "candidate",
-        "setting",
-        "validation",
-        f"{results['split']} {results['metric']}",
-        "seeds",
-        "trained",
-        "seconds",
-    )
-    rows = [head]
+    tested = f"{results['split']} {results['metric']}"
+    rows = [("candidate", "setting", "validation", tested, "seeds", "trained", "seconds")]
     for row in results["rows"]:
         runs = row["runs"]
         spread = f" ± {row['deviation']:.2f}" if row["deviation"] is not None else ""

@@ -6,6 +6,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import gzip
 import json
 import lzma
@@ -56,8 +57,9 @@ def read(source: Source, split: str, limit: int | None = None) -> list[Example]:
 
 
 def spread(source: Source, count: int) -> Source:
-    """A source of `count` examples of each split, evenly spread over it; all of a shorter one."""
+    """A source of `count` examples of each split, evenly spread over it; all of a shorter one. A split is read once."""
 
+    @functools.cache
     def some(split):
         examples = list(source(split))
         chosen = min(count, len(examples))

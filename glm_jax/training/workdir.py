@@ -27,7 +27,7 @@ from glm_jax import tokenizers
 from glm_jax.config import KINDS, model_config, upgrade, with_defaults
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import inference_mesh
-from glm_jax.files import compare_config, config_value, write_json_atomic
+from glm_jax.files import config_changes, write_json_atomic
 from glm_jax.methods import method_of
 from glm_jax.model.classifier_head import with_classifier
 from glm_jax.model.config import GLMConfig
@@ -142,11 +142,7 @@ class RunFolder:
             self.write_config(config)
             return
         saved, current = with_defaults(self.read_config()), json.loads(to_json(config))
-        keys = [key for key in compare_config(saved, current) if not key.startswith(FREE_KEYS)]
-        if keys:
-            changes = "; ".join(
-                f"{key}: {config_value(saved, key)!r} there, {config_value(current, key)!r} here" for key in keys
-            )
+        if changes := config_changes(saved, current, FREE_KEYS):
             raise RunFolderError(
                 f"{self.path} belongs to a run with another config ({changes}): "
                 "set these back to resume it, or choose another --workdir"

@@ -74,6 +74,7 @@ class FinetuningTask(TrainingTask):
         """
         config = self.config
         self.tasks = tasks_of(config) if self._given is None else list(self._given)
+        self._validated = validation_tasks(self.tasks, config)
         self.model = self.method.model(GLM(model_config(config.model, self.tokenizer.vocab_size)))
         prompt_tokens = self.method.length if isinstance(self.method, PromptSpell) else 0
         parts = [
@@ -199,8 +200,7 @@ class FinetuningTask(TrainingTask):
         options = Options(
             split=config.validation_split, batch_size=config.eval_batch_size, head=config.head, pool=config.pool
         )
-        tasks = validation_tasks(self.tasks, config)
-        results = evaluate_tasks(setup.model, params, self.tokenizer, tasks, options)
+        results = evaluate_tasks(setup.model, params, self.tokenizer, self._validated, options)
         count = sum(result.count for result in results)
         score = sum(next(iter(r.numbers.values())) * r.count for r in results) / count
         return {
