@@ -104,10 +104,10 @@ def _run(arguments, folder, **more):
     return done.stdout
 
 
-# One test per page, because later commands of a page read what earlier ones wrote.
+# One test per page, because later commands and Python blocks of a page read what earlier commands wrote.
 @pytest.mark.thorough
-@pytest.mark.parametrize("page", [p for p in PAGES if any(_commands(p))], ids=lambda p: p.name)
-def test_commands_work(page, workplace):
+@pytest.mark.parametrize("page", [p for p in PAGES if any(_commands(p)) or _python(p)], ids=lambda p: p.name)
+def test_commands_and_python_blocks_work(page, workplace):
     for command in _commands(page):
         text = shlex.join(command)
         if any(text.startswith(prefix) for prefix in ELSEWHERE):
@@ -118,12 +118,7 @@ def test_commands_work(page, workplace):
             continue
         extra = next(extra for prefix, extra in SHORT.items() if text.startswith(prefix))
         _run([sys.executable, *command[1:], *extra], workplace)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("page", [p for p in PAGES if _python(p) and p != LOOP], ids=lambda p: p.name)
-def test_python_blocks_work(page, workplace):
-    for block in _python(page):
+    for block in _python(page) if page != LOOP else ():  # the loop has a test of its own
         if block.startswith("config."):  # part of a config file
             block = f"from glm_jax import config as defaults\nconfig = defaults.pretrain()\n{block}"
         assert _run([sys.executable, "-c", block], workplace) is not None
