@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from glm_jax.files import nearest, write_json_atomic
@@ -92,6 +93,8 @@ def _export_adapter(run, path, to):
     base = run.adapter.get("base") or {"name": run.path, "fingerprint": fingerprint(without_adapter(run.params))}
     if to == "adapter":
         check_new(path)
+        base_params = without_adapter(run.params)
+        jax.eval_shape(lambda key: method.add(base_params, run.model.config, key), jax.random.key(0))  # it can be opened
         write_adapter(path, method, trained, run.model.config, base, run.pool)
         return []
     if not isinstance(method, LoRA):

@@ -105,21 +105,27 @@ def read(folder: pathlib.Path, config: GLMConfig) -> tuple[LoRA, dict[str, Any]]
     if problems or not found:
         raise FormatError(f"{folder / WEIGHTS}: {listing(problems) if problems else 'no LoRA tensors'}")
     layers = sorted({layer for sides in found.values() for layer in sides["A"]})
-    method = LoRA(
-        rank=rank, alpha=settings.get("lora_alpha", 8), rank_stabilized=bool(settings.get("use_rslora")),
-        dropout=settings.get("lora_dropout") or 0.0, targets=tuple(modules[name][0][-1] for name in found),
-        layers=None if layers == list(range(config.num_layers)) else tuple(layers),
-    )  # fmt: skip
+    common = {
+        "alpha": settings.get("lora_alpha", 8), "rank_stabilized": bool(settings.get("use_rslora")),
+        "dropout": settings.get("lora_dropout") or 0.0, "targets": tuple(modules[name][0][-1] for name in found),
+        "layers": None if layers == list(range(config.num_layers)) else tuple(layers),
+    }  # fmt: skip
+    # One rank for all: factors of a lower one are padded with zeros, which changes no product.
+    largest = max(ranks.get(name, rank) for name in found)
+    scale = LoRA(rank=rank, **common).scale
+    common["alpha"] = scale * (largest**0.5 if common["rank_stabilized"] else largest)
+    method = LoRA(rank=largest, **common)
     trained: dict[str, Any] = {}
     for name, sides in found.items():
         module_path, inputs, outputs = modules[name]
         own = ranks.get(name, rank)
-        scale = dataclasses.replace(method, rank=own, alpha=alphas.get(name, method.alpha)).scale / method.scale
-        a = np.zeros((config.num_layers, *inputs, own), np.float32)
-        b = np.zeros((config.num_layers, own, *outputs), np.float32)
+        own_alpha = alphas.get(name, settings.get("lora_alpha", 8))
+        factor = dataclasses.replace(method, rank=own, alpha=own_alpha).scale / scale
+        a = np.zeros((config.num_layers, *inputs, largest), np.float32)
+        b = np.zeros((config.num_layers, largest, *outputs), np.float32)
         for layer in sides["A"]:
-            a[layer] = sides["A"][layer].astype(np.float32).T.reshape(*inputs, own)
-            b[layer] = scale * sides["B"][layer].astype(np.float32).T.reshape(own, *outputs)
+            a[layer, ..., :own] = sides["A"][layer].astype(np.float32).T.reshape(*inputs, own)
+            b[layer, :own] = factor * sides["B"][layer].astype(np.float32).T.reshape(own, *outputs)
         branch = trained
         for part in ("layers", *module_path):
             branch = branch.setdefault(part, {})

@@ -16,6 +16,7 @@ import pytest
 
 from glm_jax import methods
 from glm_jax.interop import FormatError, peft
+from glm_jax.interop.adapter import fingerprint, open_adapter, write_adapter
 from glm_jax.methods.base import merge_trees
 from glm_jax.methods.lora import product
 from tests.methods.test_methods import CONFIG, base, own
@@ -110,6 +111,15 @@ def test_what_is_written_is_read_again(tmp_path, settings):
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6)
+    # Also as an adapter of our own, though its modules had different ranks.
+    identity = {"name": "a model", "fingerprint": fingerprint(base())}
+    write_adapter(tmp_path / "own", again, read, CONFIG, identity)
+    opened, _ = open_adapter(tmp_path / "own", base(), CONFIG, "a model")
+    for name, expected in ours.items():
+        group, module = name.split(".")
+        np.testing.assert_allclose(
+            np.asarray(product(opened["layers"][group][module])).reshape(expected.shape), expected, atol=1e-6
+        )
 
 
 @pytest.mark.skipif("GLM_JAX_PEFT_PYTHON" not in os.environ, reason="GLM_JAX_PEFT_PYTHON names no Python with peft")
