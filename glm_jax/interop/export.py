@@ -93,8 +93,9 @@ def _export_adapter(run, path, to):
     base = run.adapter.get("base") or {"name": run.path, "fingerprint": fingerprint(without_adapter(run.params))}
     if to == "adapter":
         check_new(path)
+        # Raises for what could not be opened, such as a rank that peft allows and a kernel does not.
         base_params = without_adapter(run.params)
-        jax.eval_shape(lambda key: method.add(base_params, run.model.config, key), jax.random.key(0))  # it can be opened
+        jax.eval_shape(lambda key: method.add(base_params, run.model.config, key), jax.random.key(0))
         write_adapter(path, method, trained, run.model.config, base, run.pool)
         return []
     if not isinstance(method, LoRA):
