@@ -20,7 +20,7 @@ from glm_jax.training import optimizer, setup
 from tests.helpers.paths import ROOT
 
 FILES = sorted((ROOT / "configs/pretrain").glob("*.py"))
-OURS = {"quickstart", "enwik8"}  # of no published model
+OURS = {"quickstart", "enwik8", "baseline"}  # of no published model
 ASSETS = pathlib.Path(os.environ.get("GLM_JAX_ASSETS", ROOT.parent / "shared")) / "tokenizers"
 LR = np.load(ROOT / "tests/golden/lr_schedules.npz")
 
@@ -53,7 +53,14 @@ SCHEDULES = {
     **{(name, None): "large" for name in ("glm_doc", "glm_sent", "glm_410m", "glm_515m")},
     ("glm_2b", None): "10B",
 }
-STAGES = [(path.stem, stage) for path in FILES for stage in (("first", "longer") if "10b" in path.stem else (None,))]
+VARIANTS = {
+    "baseline": (
+        "masked_lm", "causal_lm,enwik8", "prefix_lm", "sentinels", "fill_in_the_middle", "masked_diffusion,enwik8"
+    ),
+    "glm_10b": ("first", "longer"),
+    "glm_10b_chinese": ("first", "longer"),
+}  # fmt: skip
+STAGES = [(path.stem, stage) for path in FILES for stage in VARIANTS.get(path.stem, (None,))]
 
 
 def load(name, stage=None):

@@ -1,10 +1,13 @@
 """What is masked and how it is laid out, and the static sizes that follow from it."""
 
 import dataclasses
+import types
+import typing
 from numbers import Integral, Real
 
 import numpy as np
 
+from glm_jax.corruption.baselines import BASELINES, row_length
 from glm_jax.corruption.capacity import (
     Capacity,
     infilling_capacity,
@@ -12,6 +15,7 @@ from glm_jax.corruption.capacity import (
     max_document_context,
     spans_for_truncation_rate,
 )
+from glm_jax.files import nearest
 
 OBJECTIVES = ("blank_infilling", "sentence", "document")
 MIN_SUBSEQUENCE_LENGTH = 32  # tokens, as in the original
@@ -54,6 +58,7 @@ class CorruptionConfig:
     context_mask_ratio: float = 0.0  # replace context next to spans by [dBLOCK]
     context_mask_range: int = 3
     masked_lm: bool = False  # the same spans as a masked language model: no Part B
+    baseline: str | None = None  # another language model on the same rows: a name in `baselines.BASELINES`
     # Static sizes. None: the smallest that blank infilling overflows with probability overflow_prob at most.
     max_spans: int | None = None
     max_targets: int | None = None
@@ -98,6 +103,8 @@ class CorruptionConfig:
             )
         if self.masked_lm and (self.sentence or self.document):
             raise ValueError("masked_lm is a variant of blank infilling: set sentence=0 and document=0")
+        if self.baseline is not None:
+            self._check_baseline()
         if (self.random_position or self.sentinel_offset is not None) and self.max_position is None:
             raise ValueError(
                 "random_position and sentinel_offset need max_position, the size of the position table - 1"
@@ -118,14 +125,30 @@ class CorruptionConfig:
                 "weights in the ratio of small whole numbers, or pack_objectives=False"
             )
 
-    def _check_types(self):
-        kinds = {bool: ((bool, np.bool_), "True or False"), int: (Integral, "an integer"), float: (Real, "a number")}
+    def _check_baseline(self):
+        if self.baseline not in BASELINES:
+            raise ValueError(f"unknown baseline {self.baseline!r}; nearest: {nearest(self.baseline, BASELINES)}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            optional = field.type == int | None
-            if optional and value is None:
-                continue
-            kind = int if optional else field.type
+            if field.name not in ("baseline", "max_position") and value != field.default:
+                raise ValueError(
+                    f"baseline {self.baseline!r} draws no spans: leave out {field.name}={value!r}, or the baseline"
+                )
+
+    def _check_types(self):
+        text = {str: (str, "text")}
+        kinds = text | {
+            bool: ((bool, np.bool_), "True or False"),
+            int: (Integral, "an integer"),
+            float: (Real, "a number"),
+        }
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind = field.type
+            if isinstance(kind, types.UnionType):  # of a type and None
+                if value is None:
+                    continue
+                kind = typing.get_args(kind)[0]
             accepted, text = kinds[kind]
             is_bool = isinstance(value, (bool, np.bool_))
             if not isinstance(value, accepted) or (is_bool and kind is not bool) or value != value:
@@ -164,6 +187,8 @@ class CorruptionConfig:
         """
         if not 4 <= length < 2**16:
             raise ValueError(f"sequence length {length} must be at least 4 and below 65536")
+        if self.baseline is not None:
+            return Capacity(0, -(-row_length(self.baseline, length) // 8) * 8, 0.0)
         infilling, sentence, document = self.mixture
         subsequences = self.max_subsequences(length)
         needs = []
@@ -201,6 +226,8 @@ class CorruptionConfig:
     def row_spans(self, length: int) -> int:
         """Spans that T has room for beside `length` raw tokens. Only rows of blank infilling can have more."""
         max_spans = self.capacity(length).max_spans
+        if self.baseline is not None:
+            return 0
         if self.max_spans or self.sentence or self.short_sequence_prob or self.masked_lm:
             return max_spans
         room = spans_for_truncation_rate(length, *self._poisson, self.truncation_rate) if self.blank_infilling else 1
@@ -208,6 +235,8 @@ class CorruptionConfig:
 
     def sequence_length(self, length: int) -> int:
         """T for rows of `length` raw tokens: every span adds its mask and its start token. Sums over slots."""
+        if self.baseline is not None:
+            return row_length(self.baseline, length)
         if self.pack_objectives:
             return sum(slot.sequence_length(length) for slot in self.slots())
         return length if self.masked_lm else length + 2 * self.row_spans(length)
@@ -220,5 +249,7 @@ class CorruptionConfig:
 
     def max_block_position(self, length: int) -> int:
         """The largest second position of any example: a row's [CLS] is never masked."""
+        if self.baseline is not None:
+            return 0
         longest = length - 1 if self.sentence or self.document else min(self.max_span_length, length - 1)
         return longest + 1 if self.block_positions else 1

@@ -14,7 +14,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Integer
 
+from glm_jax.corruption import random_bits
 from glm_jax.corruption import spans as spans_lib
+from glm_jax.corruption.baselines import baseline_example, num_words
 from glm_jax.corruption.capacity import length_weights
 from glm_jax.corruption.checks import check_key, check_rows
 from glm_jax.corruption.config import CorruptionConfig
@@ -66,6 +68,8 @@ def corrupt(
 
 def word_counts(config: CorruptionConfig, length: int) -> dict[str, int]:
     """How many random words each step of an example takes from its stream, in order."""
+    if config.baseline is not None:
+        return {"baseline": num_words(config.baseline, length)}
     max_spans = config.capacity(length).max_spans
     infilling, sentence, document = config.mixture
     return {
@@ -127,6 +131,13 @@ def _corrupt_example(key, tokens, length, index, sentence_ends, loss_mask, *, co
     """One example, without the batch axis: draw the objective and the spans, then lay the row out."""
     row = tokens.size
     bits = _random_words(key, index, word_counts(config, row))
+    if config.baseline is not None:
+        return Batch(
+            **baseline_example(
+                config.baseline, tokens, length, loss_mask, bits["baseline"], config.capacity(row).max_targets,
+                special, xp=jnp, random=random_bits,
+            )
+        )  # fmt: skip
     subsequences = whole_row(tokens, length)
     if config.short_sequence_prob:
         enabled = bernoulli(bits["choice"][2], config.short_sequence_prob)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Integer
 
 from glm_jax.corruption import numpy_random as random
 from glm_jax.corruption import numpy_spans
+from glm_jax.corruption.baselines import baseline_example
 from glm_jax.corruption.checks import check_rows
 from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.corruption.corrupt import word_counts
@@ -55,10 +56,21 @@ def corrupt_numpy(
 
 def _corrupt_slot(key, tokens, lengths, index, loss_mask, sentence_ends, config, special):
     """The batch of the rows of one slot."""
-    sizes = numpy_spans.sizes_of(config, tokens.shape[1])
-    counts = word_counts(config, sizes.row)
+    row = tokens.shape[1]
+    counts = word_counts(config, row)
     words = random.random_bits(random.fold_in(key, index), sum(counts.values()))
     bits = dict(zip(counts, np.split(words, np.cumsum(list(counts.values()))[:-1], axis=1), strict=True))
+    slot = Slot(config.sequence_length(row), config.capacity(row).max_targets, config.longest_prefix(row))
+    if config.baseline is not None:
+        examples = [
+            baseline_example(
+                config.baseline, tokens[i], lengths[i], loss_mask[i], bits["baseline"][i], slot.targets, special,
+                xp=np, random=random,
+            )
+            for i in range(len(tokens))
+        ]  # fmt: skip
+        return Batch(**{name: np.stack([example[name] for example in examples]) for name in examples[0]}, slots=(slot,))
+    sizes = numpy_spans.sizes_of(config, row)
     bits["infilling"] = bits["infilling"].reshape(len(tokens), 5, -1)
     bits["steps"] = random.exponential(bits["infilling"][:, 2:4])
     examples = [
@@ -71,7 +83,7 @@ def _corrupt_slot(key, tokens, lengths, index, loss_mask, sentence_ends, config,
     fields = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
     if sizes.subsequences == 1:
         fields["segment_ids"] = None
-    return Batch(**fields, slots=(Slot(sizes.columns, sizes.targets, config.longest_prefix(sizes.row)),))
+    return Batch(**fields, slots=(slot,))
 
 
 def _corrupt_example(bits, tokens, length, loss_mask, sentence_ends, config, special, sizes):

@@ -53,7 +53,7 @@ def _threefry(key0, key1, x0, x1):
     return x0, x1
 
 
-def uniform_int(word: np.uint32, bound: int) -> int:
+def uniform_int(word: np.uint32, bound: int | np.integer) -> int:
     """`random_bits.uniform_int` of one word."""
     return int(word) * int(bound) >> 32
 

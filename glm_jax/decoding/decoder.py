@@ -95,6 +95,8 @@ class Decoder:
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self.special = tokenizer.special if isinstance(tokenizer, Tokenizer) else tokenizer
         self.model, self.config = model, model.config
+        if self.config.layout == "masked":
+            raise DecodingError("the model is a masked language model, which cannot write: open another checkpoint")
         self.mesh = _mesh_of(params)
         self.stops = tuple(sorted({self.special.end, self.special.eos}))
         with self.active():
@@ -126,6 +128,7 @@ class Decoder:
         Raises DecodingError where keys, values and logits exceed the memory of the devices.
         """
         results: list[list[Completion]] = [[] for _ in prompts]
+        self._check_blanks(prompts)
         self._check_memory(prompts, max(num_answers, sampling_params.num_beams), max_new_tokens, batch_size)
         with self.active():
             for rows in self._batches(prompts, batch_size):
@@ -144,6 +147,7 @@ class Decoder:
         self, prompt: EncodedPrompt, sampling_params: SamplingParams, *, max_new_tokens: int, key: Any
     ) -> Iterator[tuple[int, int | None, float]]:
         """Tokens of one prompt as they are chosen: (blank in order of filling, token or None at its end, score)."""
+        self._check_blanks([prompt])
         self._check_memory([prompt], 1, max_new_tokens, 1)
         values = sampling_params.values(self.config.vocab_size)
         with self.active():
@@ -195,7 +199,7 @@ class Decoder:
         first, prefilled = np.full(rows, start, np.int32), np.zeros(rows, np.int32)
         parts_b = []
         for row, prompt in enumerate(prompts):
-            columns[row, : len(prompt.blanks)] = prompt.blanks
+            columns[row, : len(prompt.blanks)] = self._positions(prompt)
             given = (start, *prompt.answer_prefix)
             first[row], prefilled[row] = given[-1], len(given) - 1
             parts_b.append(_part_b(given[:-1], prompt.blanks[0]))
@@ -255,7 +259,7 @@ class Decoder:
             rows = [i for i, prompt in enumerate(prompts) if number < len(prompt.blanks)]
             context = self.prefill([prompts[i] for i in rows], [parts_b[i] for i in rows])
             columns = np.zeros(context.lengths.shape, np.int32)
-            columns[: len(rows)] = [prompts[i].blanks[number] for i in rows]
+            columns[: len(rows)] = [self._positions(prompts[i])[number] for i in rows]
             hypotheses = search(
                 self.params, context, columns, values, model=self.model, shape=sampling_params.shape(),
                 num_beams=sampling_params.num_beams, max_new_tokens=max_new_tokens, start=self.special.start,
@@ -276,6 +280,19 @@ class Decoder:
                     scores.append(score)
                     parts_b[i] += _part_b((self.special.start, *tokens), prompts[i].blanks[number])
         return results
+
+    def _positions(self, prompt):
+        """The position of each blank's answer."""
+        if self.config.layout == "glm":
+            return prompt.blanks
+        return (len(prompt.part_a) - 1,)  # the answer goes on where Part A ends
+
+    def _check_blanks(self, prompts):
+        if self.config.layout != "glm" and (several := max((len(p.blanks) for p in prompts), default=1)) > 1:
+            raise DecodingError(
+                f"a prompt has {several} blanks, but a model of the layout {self.config.layout!r} fills one: give each "
+                "a prompt of its own"
+            )
 
     def _check_memory(self, prompts, width, max_new_tokens, batch_size):
         limit = _memory_limit()

@@ -19,7 +19,7 @@ from glm_jax.model.losses import token_losses
 from glm_jax.model.soft_prompt import prompt_length, prompt_vectors, soft_prompt_embeddings
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, batches_by_length
-from glm_jax.tasks.encoding import Encoded
+from glm_jax.tasks.encoding import Encoded, check_can_write
 from glm_jax.tasks.examples import error_context, read
 from glm_jax.tasks.task import Task
 from glm_jax.tokenizers.base import Tokenizer
@@ -76,6 +76,7 @@ def candidate_logprobs(
       length_penalty, normalize: see `candidate_scores`.
       prompt: the vectors of a soft prompt, for the rows' `prompt_columns`.
     """
+    check_can_write(model.config)
     counts = [1 + max(number for row in rows for number in row.candidates) for rows in examples]
     values, greedy = [np.zeros(count, np.float32) for count in counts], [np.zeros(count, bool) for count in counts]
     rows = [row for rows in examples for row in rows]

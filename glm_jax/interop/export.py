@@ -66,6 +66,10 @@ def export(
             f"{run.path} has an adapter: export its merge (Pretrained.merge, convert --merge); prefixes and prompts "
             "cannot be merged, and stay adapters"
         )
+    if run.model.config.layout != "glm" and to in ("hub", "megatron"):
+        raise ValueError(
+            f"a model of the layout {run.model.config.layout!r} is no GLM, for which {to!r} is: export a run"
+        )
     _check_options(config, to, dtype, model_parallel, shard_bytes)
     tensors = param_mapping.state_dict(config, run.params, DTYPES[dtype])
     with new_folder(pathlib.Path(path)) as folder:

@@ -18,6 +18,15 @@ REMAT_POLICIES = {
 }
 
 
+# How a text and what is written into it stand in a row: GLM's, and those of the models that it is compared with, which
+# have one position a token. Theirs have no table of block positions.
+LAYOUTS = {
+    "glm": "two positions; Part A sees itself in both directions",
+    "prefix": "as GLM, but the positions of Part B go on where Part A ends",
+    "causal": "as prefix, but every token sees only what stands before it, in Part A too",
+    "masked": "Part A alone, which sees itself in both directions",
+}
+
 # Layers, width, heads, padded vocabulary, largest position. Shapes: config/*.sh and config_tasks/model_*.sh of the
 # original; base, large and roberta-large also in Table 7 of the paper; 2b, 10b and the Chinese models as released.
 _SIZES = {
@@ -53,6 +62,7 @@ class GLMConfig:
     remat: str = "none"  # a name in REMAT_POLICIES
     scan_layers: bool = True  # False: one copy of the layer each; slower to compile, faster to run on CPU
     attention_backend: str = "auto"
+    layout: str = "glm"  # a name in LAYOUTS
     init_std: float = 0.02  # divided by √(2 · num_layers) for the projections into the residual stream
 
     @classmethod
@@ -75,7 +85,12 @@ class GLMConfig:
         for name in ("hidden_dropout", "attention_dropout", "adapter_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
-        for name, known in (("gelu", ("tanh", "exact")), ("remat", REMAT_POLICIES), ("attention_backend", BACKENDS)):
+        for name, known in (
+            ("gelu", ("tanh", "exact")),
+            ("remat", REMAT_POLICIES),
+            ("attention_backend", BACKENDS),
+            ("layout", LAYOUTS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         try:
@@ -85,6 +100,8 @@ class GLMConfig:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"dtype {dtype.name} is not a floating type; use 'bfloat16', 'float16' or 'float32'")
         object.__setattr__(self, "dtype", dtype.name)
+        if self.layout != "glm":
+            object.__setattr__(self, "block_positions", False)
 
     @property
     def head_width(self) -> int:

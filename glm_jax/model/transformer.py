@@ -158,6 +158,10 @@ class GLM(nn.Module):
         others |= {"output_attentions": output_attentions or None}
         if cache is not None and (names := [name for name, value in others.items() if value is not None]):
             raise ValueError(f"a step with a cache takes no {' and no '.join(names)}")
+        if config.layout != "glm":
+            position_ids = _one_position(position_ids, block_position_ids, prefix_lengths, cache)
+        if config.layout == "causal" and cache is None:
+            prefix_lengths = jnp.zeros_like(prefix_lengths)
         x = self._embed(tokens, position_ids, block_position_ids, input_embeddings)
         dropout_keys = None
         if not deterministic and config.adapter_dropout and prefix is not None:
@@ -310,6 +314,14 @@ class GLM(nn.Module):
             return jax.lax.scan(step, x, parts)
         each = _split(parts, list(range(1, count)))[:count]
         return _loop(step, x, [_layer_of(layer, 0) for layer in each])
+
+
+def _one_position(position_ids, block_position_ids, prefix_lengths, cache):
+    """The positions of a row whose Part B goes on where Part A ends; in a step with a cache that place is given."""
+    if cache is None:
+        ends = prefix_lengths.reshape(len(position_ids), -1)[:, :1] - 1
+        position_ids = jnp.where(block_position_ids > 0, ends, position_ids)
+    return position_ids + block_position_ids
 
 
 def _check_layer_output(model, before, after, query_index):

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+from glm_jax.model.config import GLMConfig
 from glm_jax.tasks.errors import TaskError
 
 
@@ -52,6 +53,12 @@ class Encoded:
     def context(self) -> list[int]:
         """Part A."""
         return self.tokens[: self.prefix_length]
+
+
+def check_can_write(config: GLMConfig) -> None:
+    """Raises TaskError for a model that has no Part B, where candidates are scored and answers are written."""
+    if config.layout == "masked":
+        raise TaskError("the model is a masked language model, which has no Part B: use the head 'classifier'")
 
 
 def encode_example(

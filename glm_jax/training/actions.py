@@ -81,7 +81,7 @@ class Actions:
         """Shows what the model writes, and adds it to samples.md."""
         with self._metrics.paused():
             text = self._task.sample(self._setup, self._setup.params_of(state))
-            if self._writer:
+            if self._writer and text:
                 self._writer.sample(step, text)
             host_memory.set_fragments_aside()
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from glm_jax import config as config_lib
+from glm_jax.corruption.baselines import BASELINES
 from glm_jax.corruption.config import CorruptionConfig
 from glm_jax.distributed import sharding
 from glm_jax.distributed.mesh import make_mesh
@@ -117,6 +118,7 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
     check_durations(config)
     corruption = corruption_config(config)
     _check_masks(config.data.tokenizer, corruption)
+    _check_layout(config.model.layout, corruption)
     if corruption.sentinel_offset is not None and not config.model.block_positions:
         raise ValueError(
             "corruption.sentinel_offset puts blanks at the last row of the position table, which a model without "
@@ -135,6 +137,16 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
             "batch_size, or set corruption.pack_objectives = False"
         )
     return mesh, rules
+
+
+def _check_layout(layout, corruption):
+    """Raises ValueError unless the model is of the kind that the rows are for."""
+    expected = ("glm", "masked") if corruption.masked_lm else (BASELINES.get(corruption.baseline, "glm"),)
+    if layout not in expected:
+        raise ValueError(
+            f"model.layout {layout!r} does not read the rows of corruption.baseline {corruption.baseline!r}: set "
+            f"model.layout = {expected[0]!r}"
+        )
 
 
 def check_mesh(

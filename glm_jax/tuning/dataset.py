@@ -13,7 +13,7 @@ from glm_jax.evaluation.classifier import encode_for_classifier, num_classes
 from glm_jax.model.config import GLMConfig, check_lengths
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, collate
-from glm_jax.tasks.encoding import Encoded, pack
+from glm_jax.tasks.encoding import Encoded, check_can_write, pack
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, error_context
 from glm_jax.tasks.seq2seq import Seq2SeqTask, fitted
@@ -114,6 +114,15 @@ def make_dataset(
             f"packed_length {packed_length}: examples of {task.name} are scored, not written, and have rows of their "
             "own; set it to None"
         )
+    if packed_length is not None and model.config.layout != "glm":
+        raise ValueError(f"packed_length {packed_length}: rows of a {model.config.layout} model hold one example each")
+    if head != "classifier":
+        check_can_write(model.config)
+    elif model.config.layout == "causal" and pool == "cls":
+        raise ValueError(
+            "pool 'cls': the first token of a causal model has seen nothing else; take 'pad', the last of the text, or "
+            "'start'"
+        )
     if head == "classifier" or isinstance(task, Task):
         encode = _labelled_encoder(task, tokenizer, model.config, head, pool, prompt_tokens)
         # Candidates with answers of their own must not see each other; one prediction for all needs no segments.
@@ -163,6 +172,10 @@ def _answer_encoder(task: AnyTask, tokenizer: Tokenizer, config: GLMConfig) -> C
     def encode(example):
         with error_context(example):
             encoded = task.encode(tokenizer, example)
+            if config.layout != "glm" and len(encoded.blanks) > 1:
+                raise TaskError(
+                    f"{len(encoded.blanks)} blanks in one text, but a model of the layout {config.layout!r} fills one"
+                )
             try:
                 check_lengths(config, encoded.position_ids, encoded.block_position_ids)
             except ValueError as error:
