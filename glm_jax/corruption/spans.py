@@ -37,6 +37,8 @@ def sum_in_parts(values: Array) -> Array:
 
     XLA's CPU backend writes the values to memory before it reduces more than 32 of them at once.
     """
+    if not len(values):
+        return values.sum(0)
     return sum(values[first : first + 32].sum(0) for first in range(0, len(values), 32))
 
 

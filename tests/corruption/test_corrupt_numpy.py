@@ -31,6 +31,7 @@ CONFIGS = {
     "sentinels": {"sentinel_offset": SENTINELS, "max_position": 700, "block_positions": False},
     "left_to_right": {"shuffle_spans": False, "average_span_length": 1.0},
     "masked_lm": {"masked_lm": True, "short_sequence_prob": 0.3},
+    "single_tokens": {"max_span_length": 1, "masked_lm": True},
     "overflow": {"mask_ratio": 0.5, "max_spans": 20, "max_targets": 60},
     "sentences_overflow": {"blank_infilling": 0, "sentence": 1, "max_targets": 60, "sentence_ratio": 0.6},
 }
