@@ -19,7 +19,8 @@ from glm_jax.model.losses import token_losses
 from glm_jax.model.soft_prompt import prompt_length, prompt_vectors, soft_prompt_embeddings
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, batches_by_length
-from glm_jax.tasks.encoding import Encoded, check_can_write
+from glm_jax.tasks.encoding import Encoded, in_place
+from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import error_context, read
 from glm_jax.tasks.task import Task
 from glm_jax.tokenizers.base import Tokenizer
@@ -38,7 +39,10 @@ def evaluate_cloze(
     encoded = []
     for example in options.share.of(examples):
         with error_context(example):
-            encoded.append(encoder.encode(task.template, example.fields, row_length=2 * encoder.max_length))
+            rows = encoder.encode(task.template, example.fields, row_length=2 * encoder.max_length)
+            if model.config.layout == "masked":
+                rows = in_place(rows, tokenizer.special.mask, tokenizer.special.end)
+            encoded.append(rows)
     scores = candidate_logprobs(
         model, params, encoded, pad=tokenizer.special.pad, batch_size=options.batch_size,
         length_penalty=task.length_penalty,
@@ -76,7 +80,8 @@ def candidate_logprobs(
       length_penalty, normalize: see `candidate_scores`.
       prompt: the vectors of a soft prompt, for the rows' `prompt_columns`.
     """
-    check_can_write(model.config)
+    if model.config.layout == "masked" and any(len(row) > row.prefix_length for rows in examples for row in rows):
+        raise TaskError("the model is a masked language model, which has no Part B to score: take another checkpoint")
     counts = [1 + max(number for row in rows for number in row.candidates) for rows in examples]
     values, greedy = [np.zeros(count, np.float32) for count in counts], [np.zeros(count, bool) for count in counts]
     rows = [row for rows in examples for row in rows]

@@ -8,6 +8,7 @@ import numpy as np
 from glm_jax.decoding import Decoder, SamplingParams
 from glm_jax.decoding.api import suppressed_ids
 from glm_jax.decoding.prompts import EncodedPrompt
+from glm_jax.decoding.unmasking import unmask
 from glm_jax.evaluation.results import Options, Result
 from glm_jax.model.config import check_lengths
 from glm_jax.model.transformer import GLM
@@ -47,14 +48,19 @@ def evaluate_generation(
             encoded = task.encode(tokenizer, example, training=False)
         prompts.append(EncodedPrompt(tuple(encoded.context), encoded.blanks))
     check_lengths(model.config, max((len(prompt.part_a) for prompt in prompts), default=1) - 1, task.target_length)
-    keys = jax.random.split(jax.random.key(0), len(prompts))  # not used: nothing is sampled
-    answers = Decoder(model, params, tokenizer).complete(
-        prompts,
-        _sampling_params(task, tokenizer),
-        max_new_tokens=task.target_length,
-        keys=keys,
-        batch_size=options.batch_size,
-    )
+    if model.config.layout == "masked":
+        answers = unmask(
+            model, params, tokenizer.special, prompts, max_new_tokens=task.target_length,
+            forbidden=suppressed_ids(tokenizer), batch_size=options.batch_size,
+        )  # fmt: skip
+    else:
+        answers = Decoder(model, params, tokenizer).complete(
+            prompts,
+            _sampling_params(task, tokenizer),
+            max_new_tokens=task.target_length,
+            keys=jax.random.split(jax.random.key(0), len(prompts)),  # not used: nothing is sampled
+            batch_size=options.batch_size,
+        )
     hypotheses = []
     for example, (best, *_) in zip(local, answers, strict=True):
         texts = [tokenizer.decode(np.array(tokens, np.int32)).strip() for tokens in best.tokens]

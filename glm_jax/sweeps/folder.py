@@ -16,7 +16,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ from glm_jax.evaluation.results import RESULTS
 from glm_jax.files import config_changes, file_name, write_json_atomic
 from glm_jax.sweeps.space import SweepError, Trial
 
-# Keys that may differ when the same command is given again.
+# Keys that may differ when the same command is given again; of the seeds, more may be named.
 FREE_KEYS = ("workers", "keep_checkpoints")
 COMPLETE, FAILED, PRUNED = "complete", "failed", "pruned"
 TEST_ERROR = "test_error.json"
@@ -74,9 +74,12 @@ class SweepFolder:
         """The chosen settings, by candidate; None before they are chosen."""
         return _read(self.path / "selection.json")
 
-    def results(self) -> dict[str, Any] | None:
-        """The results of a sweep that is complete."""
-        return _read(self.path / "results.json")
+    def results(self, seeds: Sequence[int] | None = None) -> dict[str, Any] | None:
+        """The results of a sweep that is complete; with `seeds`, only those of exactly these."""
+        results = _read(self.path / "results.json")
+        if results is not None and seeds is not None and results["config"]["seeds"] != list(seeds):
+            return None
+        return results
 
     def read_config(self) -> dict[str, Any]:
         """sweep.json. Raises SweepError for a folder that is no sweep's."""
@@ -97,7 +100,8 @@ class SweepFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json_atomic(self.path / "sweep.json", current)
             return
-        if changes := config_changes(saved, current, FREE_KEYS):
+        adds_seeds = current["seeds"][: len(saved["seeds"])] == saved["seeds"]
+        if changes := config_changes(saved, current, (*FREE_KEYS, *["seeds"] * adds_seeds)):
             raise SweepError(
                 f"{self.path} belongs to another sweep ({changes}): set these back to go on with it, or choose another "
                 "--workdir"

@@ -61,7 +61,7 @@ def sweep(
     folder = SweepFolder(pathlib.Path(workdir))
     folder.claim(config)
     with RunLock(folder.path / "shards" / str(shard.index) if shard.count > 1 else folder.path), _terminable():
-        if (results := folder.results()) is not None:
+        if (results := folder.results(config.seeds)) is not None:
             logger.info("%s is complete: its results are returned", folder.path)
             return results
         with Pool(config.workers, folder.programs) as pool:
@@ -140,7 +140,7 @@ def _stages(config, folder, candidates, pool, shard, command):
     pool.run(tests)
     _wait("tests", tests.missing)
     if shard.index:
-        _wait("the results", lambda: [] if folder.results() else ["results.json"])
+        _wait("the results", lambda: [] if folder.results(config.seeds) else ["results.json"])
         return folder.results()
     results = summary.summarize(config, folder, candidates, selection) | {"command": command}
     write_json_atomic(folder.path / "results.json", results)

@@ -132,10 +132,10 @@ class TPE:
 def check_search(search: str, trials: int | None, candidates: Sequence[Candidate]) -> None:
     """Raises SweepError for a search without trials, a grid with ranges, and TPE without Optuna."""
     if search == "grid":
-        if trials is not None:
-            raise SweepError(f"trials {trials} is of random and tpe: a grid tries everything; leave it None")
         for candidate in candidates:
             list(grid(candidate.space))
+        if trials is not None:
+            raise SweepError(f"trials {trials} is of random and tpe: a grid tries everything; leave it None")
         return
     if trials is None or trials < 1:
         raise SweepError(f"search {search!r} needs trials, the number of each candidate: {trials} is none")

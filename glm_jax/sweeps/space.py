@@ -171,7 +171,9 @@ def grid(space: Space) -> Iterator[dict[str, Any]]:
     """All combinations of a space's values, the last key fastest. Raises SweepError for a range."""
     for key, axis in space.items():
         if isinstance(axis, Range):
-            raise SweepError(f"{key} is a range, of which a grid has no values: list some, or search at random")
+            raise SweepError(
+                f"{key} is a range, of which a grid has no values: list some, or set search = 'random' or 'tpe'"
+            )
     for values in itertools.product(*space.values()):
         yield dict(zip(space, values, strict=True))
 

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from glm_jax.model.config import GLMConfig
 from glm_jax.tasks.errors import TaskError
 
 
@@ -53,12 +52,6 @@ class Encoded:
     def context(self) -> list[int]:
         """Part A."""
         return self.tokens[: self.prefix_length]
-
-
-def check_can_write(config: GLMConfig) -> None:
-    """Raises TaskError for a model that has no Part B, where candidates are scored and answers are written."""
-    if config.layout == "masked":
-        raise TaskError("the model is a masked language model, which has no Part B: use the head 'classifier'")
 
 
 def encode_example(
@@ -172,6 +165,56 @@ def encode_candidates(
                 "raise row_length, or lower max_length"
             )
     return rows
+
+
+def in_place(rows: Sequence[Encoded], mask: int, end: int, length: int | None = None) -> list[Encoded]:
+    """The rows for a masked language model, which has no Part B: masks stand in the place of the blank.
+
+    There is a mask for each token of the longest candidate; the others reach that length with end tokens, so that all
+    candidates of an example are scored in one row, each by the same number of predictions.
+
+    Args:
+      rows: of one example, as `encode_example` and `encode_candidates` make them.
+      mask, end: ids.
+      length: number of masks; by default what the candidates need.
+
+    Raises:
+      TaskError: a row with other than one blank, or an answer that is longer than `length`.
+    """
+    answers = []
+    for row in rows:
+        if len(row.blanks) != 1:
+            raise TaskError(f"{len(row.blanks)} blanks in one text, but a masked language model fills one here")
+        ids: list[list[int]] = [[] for _ in row.candidates]
+        for owner, token in zip(row.target_candidate, row.target_ids, strict=True):
+            ids[owner].append(token)
+        answers.append(ids)
+    longest = max(len(ids) for each in answers for ids in each) if length is None else length
+    if too_long := [ids for each in answers for ids in each if len(ids) > longest]:
+        raise TaskError(f"an answer of {len(too_long[0])} tokens does not fit {longest} masks")
+    found = []
+    for row, each in zip(rows, answers, strict=True):
+        (blank,) = row.blanks
+        tokens = row.context[:blank] + [mask] * longest + row.context[blank + 1 :]
+        columns = tuple(range(blank, blank + longest))
+        padded = [(*ids, *[end] * (longest - len(ids))) for ids in each]
+        found.append(
+            Encoded(
+                tokens,
+                list(range(len(tokens))),
+                [0] * len(tokens),
+                [0] * len(tokens),
+                prefix_length=len(tokens),
+                blanks=columns,
+                target_index=columns * len(each),
+                target_ids=tuple(itertools.chain.from_iterable(padded)),
+                target_candidate=tuple(owner for owner in range(len(each)) for _ in columns),
+                candidates=row.candidates,
+                label=row.label,
+                prompt_columns=tuple(c + (longest - 1) * (c > blank) for c in row.prompt_columns),
+            )
+        )
+    return found
 
 
 def _fill_rows(context_length, lengths, row_length):

@@ -75,6 +75,9 @@ class Seq2SeqTask:
 def fitted(task: Seq2SeqTask, model: GLMConfig) -> Seq2SeqTask:
     """The task with its lengths reduced to what the model can hold."""
     source, target = model.num_positions, model.num_positions - 2  # start and end token
+    if model.layout != "glm":  # both share the positions
+        target = min(task.target_length, model.num_positions // 2)
+        source = model.num_positions - target
     if task.source_length > source or task.target_length > target:
         logger.warning(
             "%s: examples longer than the model's %d positions are truncated", task.name, model.num_positions

@@ -13,7 +13,7 @@ from glm_jax.evaluation.classifier import encode_for_classifier, num_classes
 from glm_jax.model.config import GLMConfig, check_lengths
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, collate
-from glm_jax.tasks.encoding import Encoded, check_can_write, pack
+from glm_jax.tasks.encoding import Encoded, in_place, pack
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, error_context
 from glm_jax.tasks.seq2seq import Seq2SeqTask, fitted
@@ -116,9 +116,7 @@ def make_dataset(
         )
     if packed_length is not None and model.config.layout != "glm":
         raise ValueError(f"packed_length {packed_length}: rows of a {model.config.layout} model hold one example each")
-    if head != "classifier":
-        check_can_write(model.config)
-    elif model.config.layout == "causal" and pool == "cls":
+    if head == "classifier" and model.config.layout == "causal" and pool == "cls":
         raise ValueError(
             "pool 'cls': the first token of a causal model has seen nothing else; take 'pad', the last of the text, or "
             "'start'"
@@ -158,6 +156,8 @@ def _labelled_encoder(
                     raise TaskError(
                         "candidates with texts of their own cannot be trained together; choose another pattern"
                     )
+                if config.layout == "masked":
+                    (row,) = in_place([row], tokenizer.special.mask, tokenizer.special.end)
         label = task.label_index(example)
         if label is None:
             raise TaskError(f"example {example.id} has no label: it cannot be trained on")
@@ -167,12 +167,15 @@ def _labelled_encoder(
 
 
 def _answer_encoder(task: AnyTask, tokenizer: Tokenizer, config: GLMConfig) -> Callable[[Example], Encoded]:
-    """Example -> a row with its answers."""
+    """Example -> a row with its answers; of a masked language model, with a mask for each token that one may have."""
+    masks = task.target_length if config.layout == "masked" and isinstance(task, Seq2SeqTask) else None
 
     def encode(example):
         with error_context(example):
             encoded = task.encode(tokenizer, example)
-            if config.layout != "glm" and len(encoded.blanks) > 1:
+            if config.layout == "masked":
+                (encoded,) = in_place([encoded], tokenizer.special.mask, tokenizer.special.end, masks)
+            elif config.layout != "glm" and len(encoded.blanks) > 1:
                 raise TaskError(
                     f"{len(encoded.blanks)} blanks in one text, but a model of the layout {config.layout!r} fills one"
                 )

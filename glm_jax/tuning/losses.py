@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from glm_jax.corruption.random_bits import uniform_int
 from glm_jax.evaluation.cloze import candidate_scores, cloze_loss, forward
 from glm_jax.model.classifier_head import classifier_logits
 from glm_jax.model.fused_cross_entropy import fused_linear_cross_entropy
@@ -41,13 +42,16 @@ def task_objective(
     """
     if head == "classifier":
         row_losses = functools.partial(_classifier_losses, model, pool=pool)
+    elif choices and generation and model.config.layout == "masked":
+        raise ValueError("a masked language model learns to choose or to write, not both in one run: give tasks apart")
     elif choices:
         smoothing = label_smoothing if generation else None
         row_losses = functools.partial(
             _candidate_losses, model, kind=loss, length_penalty=length_penalty, label_smoothing=smoothing
         )
     else:
-        row_losses = functools.partial(_answer_losses, model, label_smoothing=label_smoothing)
+        of_answers = _denoising_losses if model.config.layout == "masked" else _answer_losses
+        row_losses = functools.partial(of_answers, model, label_smoothing=label_smoothing)
 
     def objective(params: Any, batch: TaskBatch, dropout_key: Any = None, score: bool = False):
         rngs = None if dropout_key is None else {"dropout": dropout_key}
@@ -73,6 +77,35 @@ def _answer_losses(model, params, batch, *, label_smoothing, **options):
         label_smoothing=label_smoothing,
     )  # fmt: skip
     return written.total, written.losses.sum(1), batch.target_weights.sum(1)
+
+
+def _denoising_losses(model, params, batch, *, label_smoothing, **options):
+    """The sum to minimise, and each row's loss and weight, of an answer of which a random part is masked.
+
+    As in pretraining by masked diffusion, n of the answer's m tokens are masked, n uniform in 1 … m, with the weight
+    m / n each (Nie et al. 2025, arXiv 2502.09992, section 2.3). Which ones depends on the global example index alone.
+    """
+    return _answer_losses(model, params, partly_masked(batch), label_smoothing=label_smoothing, **options)
+
+
+def partly_masked(batch: TaskBatch) -> TaskBatch:
+    """Rows with masks at all targets -> rows with some of these revealed, and the weights of the others."""
+    used = batch.target_weights > 0
+    counts = used.sum(1)
+
+    def draw(index, used, count):
+        bits = jax.random.bits(jax.random.fold_in(jax.random.key(0), index), (used.size + 1,), jnp.uint32)
+        order = jnp.argsort(jnp.argsort(jnp.where(used, bits[1:] >> 1, jnp.uint32(2**32 - 1))))
+        return order < 1 + uniform_int(bits[0], jnp.maximum(count, 1))
+
+    is_masked = jax.vmap(draw)(batch.index.astype(jnp.uint32), used, counts) & used
+    columns = jnp.where(used & ~is_masked, batch.target_index, batch.tokens.shape[1])
+    rows = jnp.arange(len(batch.tokens))[:, None]
+    weights = counts[:, None] / jnp.maximum(is_masked.sum(1, keepdims=True), 1)
+    return batch.replace(
+        tokens=batch.tokens.at[rows, columns].set(batch.target_ids, mode="drop"),
+        target_weights=jnp.where(is_masked, weights, 0.0).astype(jnp.float32),
+    )
 
 
 def _candidate_losses(model, params, batch, *, kind, length_penalty, label_smoothing, **options):

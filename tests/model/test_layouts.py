@@ -107,7 +107,7 @@ def test_what_a_layout_cannot_do_is_refused():
     with pytest.raises(DecodingError, match="is a masked language model, which cannot write"):
         Decoder(model, params, SPECIAL)
     rows = [encode_candidates(SPECIAL.start, [1, 2, 0], 1, [(30, 6)])]
-    with pytest.raises(TaskError, match="no Part B: use the head 'classifier'"):
+    with pytest.raises(TaskError, match="which has no Part B to score"):
         candidate_logprobs(model, params, rows, pad=SPECIAL.pad)
     with pytest.raises(ValueError, match="unknown layout 'caussal'"):
         GLMConfig(128, 2, 32, 4, 64, layout="caussal")

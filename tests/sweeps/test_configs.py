@@ -8,7 +8,7 @@ from glm_jax.sweeps.space import candidates_of, grid, trial_config
 from tests.helpers.paths import ROOT
 
 FILES = sorted(path.name for path in (ROOT / "configs/sweep").glob("*.py"))
-VARIANTS = {"seq2seq.py": (":gigaword", ":xsum")}
+VARIANTS = {"seq2seq.py": (":gigaword", ":xsum"), "objectives.py": (":ag_news", ":verses")}
 
 
 @pytest.mark.parametrize("file", [name + variant for name in FILES for variant in VARIANTS.get(name, ("",))])

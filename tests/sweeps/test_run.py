@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from glm_jax.reports.page import write_report
 from glm_jax.sweeps import run as room
 from glm_jax.sweeps.folder import SweepFolder
 from glm_jax.sweeps.run import sweep
-from glm_jax.sweeps.space import SweepError
+from glm_jax.sweeps.space import SweepError, Trial
 from glm_jax.sweeps.status import format_status
 from glm_jax.training.metric_writer import read_metrics
 from tests.helpers import sweep_runs
@@ -100,9 +101,47 @@ def test_a_complete_sweep_returns_its_results_at_once(finished, place, monkeypat
 
 
 @pytest.mark.thorough
+def test_a_complete_sweep_takes_more_seeds(finished, place, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "more")
+    ended = [
+        path for path in folder.glob("trials/*/trial.json") if json.loads(path.read_text())["status"] == "complete"
+    ]
+    before = {path: path.read_bytes() for path in [folder / "selection.json", *ended]}
+    results = sweep(sweep_runs.config(place, seeds=(0, 1, 2)), folder)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    old = {row["name"]: row for row in finished[1]["rows"]}
+    for row in results["rows"]:
+        if row["kind"] == "trained" and row["runs"]:
+            assert [run_["seed"] for run_ in row["runs"]] == [0, 1, 2]
+            assert row["runs"][:2] == old[row["name"]]["runs"]
+    assert sweep(sweep_runs.config(place, seeds=(0, 1, 2)), folder) == results
+
+
+@pytest.mark.thorough
+def test_trials_that_fall_behind_are_pruned_and_never_chosen(place, tmp_path):
+    """The median rule takes three finished rivals first; the slow rates come after them."""
+    rates = (3e-3, 2.9e-3, 2.8e-3, 1e-6, 2e-6)
+    candidates = ({"name": "is", "prompt": "is", "space": {"schedule.peak_lr": rates}},)
+    options = {"candidates": candidates, "ensembles": {}, "space": {}, "prune": True, "seeds": (0,), "workers": 1}
+    results = sweep(sweep_runs.config(place, **options), tmp_path / "pruned")
+    status = {trial["changes"]["schedule.peak_lr"]: trial["status"] for trial in results["trials"]}
+    assert [status[rate] for rate in rates[:3]] == ["complete"] * 3
+    assert "pruned" in (status[1e-6], status[2e-6])
+    assert results["rows"][0]["changes"]["schedule.peak_lr"] in rates[:3]
+    steps = {
+        trial["changes"]["schedule.peak_lr"]: read_metrics(
+            SweepFolder(tmp_path / "pruned").trial(Trial("is", trial["changes"])) / "metrics.jsonl"
+        )[-1]["step"]
+        for trial in results["trials"]
+    }
+    pruned = [rate for rate in rates if status[rate] == "pruned"]
+    assert all(steps[rate] < steps[rates[0]] for rate in pruned)
+
+
+@pytest.mark.thorough
 def test_another_sweep_is_refused(finished, place, tmp_path):
-    with pytest.raises(SweepError, match=r"belongs to another sweep .*seeds: .0, 1. there, .0, 1, 2. here"):
-        sweep(sweep_runs.config(place, seeds=(0, 1, 2)), finished[0])
+    with pytest.raises(SweepError, match=r"belongs to another sweep .*seeds: .0, 1. there, .0, 2. here"):
+        sweep(sweep_runs.config(place, seeds=(0, 2)), finished[0])
     with pytest.raises(SweepError, match="is the folder of a run"):
         sweep(sweep_runs.config(place), place / "pretrained")
     with pytest.raises(SweepError, match="is a file"):

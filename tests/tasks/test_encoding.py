@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glm_jax.tasks.batch import collate
-from glm_jax.tasks.encoding import encode_candidates, encode_example, pack
+from glm_jax.tasks.encoding import encode_candidates, encode_example, in_place, pack
 from glm_jax.tasks.errors import TaskError
 from tests.helpers.golden_tasks import TOY, assert_equal, load
 from tests.reference.task_rows import cloze_input, last_blank, unidirectional_input
@@ -113,3 +113,28 @@ def test_errors():
         encode_example(5, [1, 2], [1], [[]])
     with pytest.raises(TaskError, match="column 3"):
         encode_example(5, [1, 2], [3], [[4]])
+
+
+def test_a_model_without_part_b_has_masks_in_the_place_of_the_blank():
+    context = [1, 20, 2, 21, 0]
+    (row,) = encode_candidates(5, context, 2, [[30, 6], [40, 41, 42, 6]], prompt_columns=(1, 3))
+    (placed,) = in_place([row], mask=2, end=6)
+    assert placed.tokens == [1, 20, 2, 2, 2, 2, 21, 0]
+    assert placed.position_ids == list(range(8))
+    assert (placed.prefix_length, placed.block_position_ids, placed.segment_ids) == (8, [0] * 8, [0] * 8)
+    assert placed.target_index == (2, 3, 4, 5) * 2
+    assert placed.target_ids == (30, 6, 6, 6, 40, 41, 42, 6)
+    assert placed.target_candidate == (0,) * 4 + (1,) * 4
+    assert (placed.candidates, placed.prompt_columns) == ((0, 1), (1, 6))
+    (single,) = in_place(encode_candidates(5, context, 2, [[30], [31]], single_token=True), 2, 6)
+    assert (single.tokens, single.target_index, single.target_ids) == (context, (2, 2), (30, 31))
+    (answer,) = in_place([encode_example(5, context, [2], [[30, 6]])], 2, 6, length=3)
+    assert answer.tokens == [1, 20, 2, 2, 2, 21, 0]
+    assert answer.target_ids == (30, 6, 6)
+    # Rows of one example have the same number of masks, so that their candidates compare.
+    rows = encode_candidates(5, context, 2, [[30, 6], [40, 41, 42, 6]], row_length=9)
+    assert [len(row.blanks) for row in in_place(rows, 2, 6)] == [4, 4]
+    with pytest.raises(TaskError, match="an answer of 4 tokens does not fit 3 masks"):
+        in_place(rows, 2, 6, length=3)
+    with pytest.raises(TaskError, match="2 blanks in one text"):
+        in_place([encode_example(5, [1, 2, 20, 2, 0], [1, 3], [[30], [31]])], 2, 6)
