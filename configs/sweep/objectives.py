@@ -1,7 +1,7 @@
 """GLM beside other language models of the same network, text and steps: which objective serves a task best?
 
-    for objective in masked_lm causal_lm; do
-      python -m glm_jax pretrain --config=configs/pretrain/baseline.py:$objective,enwik8 --workdir=runs/enwik8_$objective
+    for o in masked_lm causal_lm; do
+      python -m glm_jax pretrain --config=configs/pretrain/baseline.py:$o,enwik8 --workdir=runs/enwik8_$o
     done
     python -m glm_jax sweep --config=configs/sweep/objectives.py --workdir=runs/sweep_objectives
 

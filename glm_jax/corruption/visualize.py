@@ -67,8 +67,10 @@ def describe(batch: Batch, tokenizer, row: int = 0, max_mask_size: int = 48) -> 
     live = example.target_weights > 0
     target_of = dict(zip(example.target_index[live].tolist(), example.target_ids[live].tolist(), strict=True))
     used = max([prefix - 1, *target_of]) + 1
+    is_other_model = target_of and not example.block_position_ids.any()  # one of `baselines`
+    name = "example" if is_other_model else f"objective {OBJECTIVES[int(example.objective)]}"
     lines = [
-        f"objective {OBJECTIVES[int(example.objective)]}: Part A {prefix} tokens, Part B {used - prefix}, "
+        f"{name}: Part A {prefix} tokens, Part B {used - prefix}, "
         f"{len(target_of)} targets, padding {tokens.shape[1] - used}"
     ]
     lines += _token_table(example, prefix, used, target_of, token_string)
