@@ -1,5 +1,6 @@
 """python -m tools NAME: what maintainers measure, from the root of the repository. Not part of the package."""
 
+import importlib
 import sys
 
 from glm_jax.cli.benchmark import QUICKSTART, Measurement, measure
@@ -28,20 +29,21 @@ MEASUREMENTS = {
         ("", "--topology=v5p:2x2x4 --only 'dense, remat full'"),
     ),
 }
-_SURVEY = {"survey": "plan many configs on every generation of TPU, for the table of docs/scale.md"}
+_OTHERS = {
+    "survey": "plan many configs on every generation of TPU, for the table of docs/scale.md",
+    "searches": "what TPE with pruning finds beside a grid, for docs/sweeps.md",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the tool that the first argument names."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    helps = {name: measurement.help for name, measurement in MEASUREMENTS.items()} | _SURVEY
+    helps = {name: measurement.help for name, measurement in MEASUREMENTS.items()} | _OTHERS
     name, rest = choose("python -m tools", "What maintainers of glm_jax measure.", helps, arguments)
     if name in MEASUREMENTS:
         measure(f"python -m tools {name}", MEASUREMENTS[name], f"tools.{name}", rest)
     else:
-        from tools import survey
-
-        survey.main(rest)
+        importlib.import_module(f"tools.{name}").main(rest)
 
 
 if __name__ == "__main__":

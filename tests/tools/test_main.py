@@ -11,7 +11,7 @@ from glm_jax.cli.benchmark import parse
 from tests.helpers.paths import ROOT
 from tools import __main__ as tools
 
-NAMES = (*tools.MEASUREMENTS, "survey")
+NAMES = (*tools.MEASUREMENTS, "survey", "searches")
 
 
 @pytest.mark.parametrize("name", NAMES)
