@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from glm_jax.cli.common import Parser, one_line_errors
 from glm_jax.cli.configs import read_config
+from glm_jax.logs import log_to
 from glm_jax.sweeps.folder import PRUNED
 from glm_jax.sweeps.run import sweep
 
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, help="folder of the sweeps")
     parser.add_argument("--count", type=int, default=3, help="searches by TPE, with the search seeds 0, 1, …")
     options = parser.parse_args(arguments)
+    log_to()
     with one_line_errors():
         for row in run(searches(options.config, options.count), pathlib.Path(options.workdir)):
             print(

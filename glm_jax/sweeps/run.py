@@ -21,7 +21,7 @@ from glm_jax.sweeps.folder import COMPLETE, SweepFolder
 from glm_jax.sweeps.jobs import Testing, Training
 from glm_jax.sweeps.pool import Pool
 from glm_jax.sweeps.search import TPE, Fixed, Source, check_search, fixed_trials
-from glm_jax.sweeps.space import SEARCHES, WHOLE, Candidate, Shard, SweepError, Trial, candidates_of, trial_config
+from glm_jax.sweeps.space import HUB, SEARCHES, WHOLE, Candidate, Shard, SweepError, Trial, candidates_of, trial_config
 from glm_jax.training.run_lock import RunLock
 from glm_jax.tuning.run import checked_tasks
 
@@ -56,6 +56,7 @@ def sweep(
         raise SweepError("this config is of one run: take one of configs/sweep/, or start the verb finetune with it")
     config = config.copy_and_resolve_references()
     candidates = check(config)
+    _check_checkpoints(config, candidates)
     if shard.count > 1 and config.search == "tpe":
         raise SweepError("TPE proposes one trial after another: several machines can share a grid or a random search")
     folder = SweepFolder(pathlib.Path(workdir))
@@ -107,6 +108,16 @@ def check(config: ConfigDict) -> list[Candidate]:
             except ValueError as error:
                 raise type(error)(f"candidate {candidate.name}: {error}") from None
     return candidates
+
+
+def _check_checkpoints(config, candidates):
+    """Raises SweepError for a candidate whose checkpoint is not there."""
+    for candidate in candidates:
+        if candidate.baseline is None and HUB not in candidate.changes:
+            searched = candidate.space.get("init_from", ())
+            for path in searched or (candidate.changes.get("init_from", config.base.init_from),):
+                if not pathlib.Path(path).exists():
+                    raise SweepError(f"candidate {candidate.name}: init_from {path} does not exist: train it first")
 
 
 def _stages(config, folder, candidates, pool, shard, command):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from glm_jax.distributed import sharding
 from glm_jax.evaluation.results import HEADS, Options, Result, Share
 from glm_jax.evaluation.run import evaluate_task
 from glm_jax.interop.adapter import fingerprint
-from glm_jax.methods import ClassifierHead, Full, Prompt, PromptSpell, PTuningV2, method_of
+from glm_jax.methods import ClassifierHead, FirstLayers, Full, Prompt, PromptSpell, PTuningV2, method_of
 from glm_jax.model.classifier_head import POOLS
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch
@@ -32,6 +33,9 @@ from glm_jax.training.workdir import BEST, fresh_params
 from glm_jax.tuning.dataset import make_dataset, to_batch
 from glm_jax.tuning.losses import task_objective
 
+logger = logging.getLogger(__name__)
+
+_LOW_RATE = 1e-4  # below it, methods that train few parameters hardly move
 LOSSES = ("cross_entropy", "hinge", "generative", "mix", "adapet")
 
 
@@ -73,6 +77,11 @@ class FinetuningTask(TrainingTask):
         Raises TaskError for a task, split or example that cannot be used, ValueError for one longer than the model.
         """
         config = self.config
+        if not isinstance(self.method, Full | FirstLayers) and config.schedule.peak_lr < _LOW_RATE:
+            logger.warning(
+                "schedule.peak_lr %g is a rate for training all parameters: method %r hardly moves with it; it "
+                "usually takes 1e-3 to 3e-2", config.schedule.peak_lr, config.method,
+            )  # fmt: skip
         self.tasks = tasks_of(config) if self._given is None else list(self._given)
         self._validated = validation_tasks(self.tasks, config)
         self.model = self.method.model(GLM(model_config(config.model, self.tokenizer.vocab_size)))
