@@ -197,6 +197,8 @@ def _answer_length(decoder, prompts, max_new_tokens) -> int:
     """`max_new_tokens`, or its default; checks that prompts and answers fit the model's positions."""
     if max_new_tokens is None:
         longest = max(len(prompt.answer_prefix) for prompt in prompts)
+        if decoder.config.layout != "glm":
+            longest = max(len(prompt.answer_prefix) + len(prompt.part_a) for prompt in prompts) - 1
         max_new_tokens = max(1, min(_DEFAULT_NEW_TOKENS, decoder.config.num_positions - 2 - longest))
     check_room(prompts, decoder.config, max_new_tokens)
     return max_new_tokens

@@ -85,6 +85,13 @@ def check_room(prompts: Sequence[EncodedPrompt], config: GLMConfig, max_new_toke
         raise PromptError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number of at least 1")
     limit = config.num_positions
     for prompt in prompts:
+        if config.layout != "glm":  # the answer's positions go on where Part A ends
+            over = len(prompt.part_a) + len(prompt.answer_prefix) + max_new_tokens + 1 - limit
+            if over > 0:
+                raise PromptError(
+                    f"a prompt of {len(prompt.part_a) + len(prompt.answer_prefix)} tokens and max_new_tokens="
+                    f"{max_new_tokens} are {over} more than the model's {limit} positions, which both share"
+                )
         over = len(prompt.part_a) - limit
         if over > 0:
             raise PromptError(

@@ -6,6 +6,7 @@ of its tokens' log-probabilities. Verbalizers of one token are scored together b
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from glm_jax.model.losses import token_losses
 from glm_jax.model.soft_prompt import prompt_length, prompt_vectors, soft_prompt_embeddings
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, batches_by_length
-from glm_jax.tasks.encoding import Encoded, in_place
+from glm_jax.tasks.encoding import Encoded, check_row, in_place
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import error_context, read
 from glm_jax.tasks.task import Task
@@ -82,6 +83,9 @@ def candidate_logprobs(
     """
     if model.config.layout == "masked" and any(len(row) > row.prefix_length for rows in examples for row in rows):
         raise TaskError("the model is a masked language model, which has no Part B to score: take another checkpoint")
+    if model.config.layout != "glm":
+        for row in itertools.chain.from_iterable(examples):
+            check_row(row, model.config)
     counts = [1 + max(number for row in rows for number in row.candidates) for rows in examples]
     values, greedy = [np.zeros(count, np.float32) for count in counts], [np.zeros(count, bool) for count in counts]
     rows = [row for rows in examples for row in rows]

@@ -47,7 +47,10 @@ def evaluate_generation(
         with error_context(example):
             encoded = task.encode(tokenizer, example, training=False)
         prompts.append(EncodedPrompt(tuple(encoded.context), encoded.blanks))
-    check_lengths(model.config, max((len(prompt.part_a) for prompt in prompts), default=1) - 1, task.target_length)
+    longest = max((len(prompt.part_a) for prompt in prompts), default=1) - 1
+    if model.config.layout != "glm":  # the answer goes on where Part A ends
+        longest += task.target_length
+    check_lengths(model.config, longest, task.target_length)
     if model.config.layout == "masked":
         answers = unmask(
             model, params, tokenizer.special, prompts, max_new_tokens=task.target_length,

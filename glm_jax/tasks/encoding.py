@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+from glm_jax.model.config import GLMConfig, check_lengths
 from glm_jax.tasks.errors import TaskError
 
 
@@ -165,6 +166,14 @@ def encode_candidates(
                 "raise row_length, or lower max_length"
             )
     return rows
+
+
+def check_row(row: Encoded, config: GLMConfig) -> None:
+    """Raises ValueError for a row that is longer than the model's table of positions, or tables."""
+    if config.layout == "glm":
+        check_lengths(config, row.position_ids, row.block_position_ids)
+    else:
+        check_lengths(config, max(row.prefix_length - 1 + max(row.block_position_ids), *row.position_ids))
 
 
 def in_place(rows: Sequence[Encoded], mask: int, end: int, length: int | None = None) -> list[Encoded]:

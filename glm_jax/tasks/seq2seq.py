@@ -77,7 +77,7 @@ def fitted(task: Seq2SeqTask, model: GLMConfig) -> Seq2SeqTask:
     source, target = model.num_positions, model.num_positions - 2  # start and end token
     if model.layout != "glm":  # both share the positions
         target = min(task.target_length, model.num_positions // 2)
-        source = model.num_positions - target
+        source = model.num_positions - target - 1
     if task.source_length > source or task.target_length > target:
         logger.warning(
             "%s: examples longer than the model's %d positions are truncated", task.name, model.num_positions

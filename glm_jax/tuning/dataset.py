@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from glm_jax.evaluation.classifier import encode_for_classifier, num_classes
-from glm_jax.model.config import GLMConfig, check_lengths
+from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, collate
-from glm_jax.tasks.encoding import Encoded, in_place, pack
+from glm_jax.tasks.encoding import Encoded, check_row, in_place, pack
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, error_context
 from glm_jax.tasks.seq2seq import Seq2SeqTask, fitted
@@ -180,7 +180,7 @@ def _answer_encoder(task: AnyTask, tokenizer: Tokenizer, config: GLMConfig) -> C
                     f"{len(encoded.blanks)} blanks in one text, but a model of the layout {config.layout!r} fills one"
                 )
             try:
-                check_lengths(config, encoded.position_ids, encoded.block_position_ids)
+                check_row(encoded, config)
             except ValueError as error:
                 raise TaskError(str(error)) from error
             return encoded

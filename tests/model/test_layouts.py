@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from glm_jax.decoding import Decoder, DecodingError, SamplingParams
+from glm_jax.decoding.prompts import EncodedPrompt, PromptError, check_room
 from glm_jax.distributed.sharding import unbox
 from glm_jax.evaluation.cloze import candidate_logprobs
 from glm_jax.model.config import GLMConfig
@@ -111,3 +112,19 @@ def test_what_a_layout_cannot_do_is_refused():
         candidate_logprobs(model, params, rows, pad=SPECIAL.pad)
     with pytest.raises(ValueError, match="unknown layout 'caussal'"):
         GLMConfig(128, 2, 32, 4, 64, layout="caussal")
+
+
+def test_what_does_not_fit_the_positions_is_refused():
+    """In a GLM the answer has positions of its own; here the text and its answer share them."""
+    prompt = EncodedPrompt((1, *[20] * 50, 2, 0), (51,))
+    config = dataclasses.replace(CONFIG, layout="prefix")
+    check_room([prompt], config, 10)
+    with pytest.raises(PromptError, match="a prompt of 53 tokens and max_new_tokens=11 are 1 more than the model's 64"):
+        check_room([prompt], config, 11)
+    check_room([prompt], dataclasses.replace(CONFIG, layout="glm"), 11)
+    model, params = model_of("causal")
+    rows = [encode_candidates(SPECIAL.start, prompt.part_a, 51, [(30,) * 12])]
+    with pytest.raises(ValueError, match="but the table holds positions 0 to 63"):
+        candidate_logprobs(model, params, rows, pad=SPECIAL.pad)
+    answers = Decoder(model, params, SPECIAL).complete([prompt], SamplingParams(), max_new_tokens=10, keys=keys(1))
+    assert np.isfinite(answers[0][0].scores[0])
