@@ -83,8 +83,12 @@ class TPE:
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
             self._study = optuna.create_study(
                 study_name=candidate.name, storage=storage, direction="maximize", load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(seed=search_seed, n_startup_trials=max(2, trials // 3)),
+                sampler=optuna.samplers.TPESampler(
+                    seed=search_seed, n_startup_trials=max(2, trials // 3), multivariate=True
+                ),
             )  # fmt: skip
+        if not self._study.get_trials():
+            self._study.enqueue_trial({key: self._middle(axis) for key, axis in candidate.space.items()})
         # A trial that was running when the sweep was killed runs again, in the same folder: it resumes.
         for trial in self._study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -105,9 +109,16 @@ class TPE:
         self._open[trial.name] = asked
         return trial
 
+    def _middle(self, axis):
+        """Where the search begins: people put what they expect into the middle of a range or a list."""
+        if isinstance(axis, Range):
+            return axis.middle
+        place = (len(axis) - 1) // 2
+        return axis[place] if _is_plain(axis) else place
+
     def _suggest(self, asked, key, axis):
         if not isinstance(axis, Range):
-            if all(isinstance(value, str | int | float | bool | None) for value in axis):
+            if _is_plain(axis):
                 return asked.suggest_categorical(key, axis)
             return axis[asked.suggest_categorical(key, range(len(axis)))]
         if isinstance(axis.low, int) and isinstance(axis.high, int):
@@ -127,6 +138,11 @@ class TPE:
         else:
             asked.report(record["score"], record["best_step"])
             self._study.tell(asked, state=states.PRUNED)
+
+
+def _is_plain(axis):
+    """Whether Optuna's journal can hold the values themselves."""
+    return all(isinstance(value, str | int | float | bool | None) for value in axis)
 
 
 def check_search(search: str, trials: int | None, candidates: Sequence[Candidate]) -> None:

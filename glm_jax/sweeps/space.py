@@ -36,6 +36,12 @@ class Range:
     high: float
     log: bool = False
 
+    @property
+    def middle(self) -> float | int:
+        """The number in the middle of the scale."""
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return round(middle) if isinstance(self.low, int) and isinstance(self.high, int) else middle
+
     def draw(self, rng: random.Random) -> float | int:
         """One of them, uniformly on the scale."""
         if isinstance(self.low, int) and isinstance(self.high, int):
