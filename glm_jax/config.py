@@ -1,9 +1,10 @@
 """Every key of a run, with its default. A file in configs/ takes this and changes what it is about."""
 
 import dataclasses
+import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -55,6 +56,32 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
         if key == old or key == old.rpartition(".")[2]:
             return f"config key {key!r} was renamed to {new if key == old else new.rpartition('.')[2]!r}"
     return f"unknown config key {key!r}; nearest: {nearest(key, known)}"
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any, type]]:
+    """Every dotted key with its value and type."""
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from leaves(config[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", config[name], config.get_type(name)
+
+
+def find_key(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+    """The section that holds a dotted key, and its name there.
+
+    Raises LookupError for a key that does not exist, with the nearest ones, and for a section.
+    """
+    *sections, name = key.split(".")
+    section: Any = config
+    for part in sections:
+        section = section[part] if isinstance(section, ConfigDict) and part in section else None
+    if not isinstance(section, ConfigDict) or name not in section:
+        known = [known for known, *_ in leaves(config)]
+        raise LookupError(unknown_key(key, known if difflib.get_close_matches(key, known) else config))
+    if isinstance(section[name], ConfigDict):
+        raise LookupError(f"{key} is a section; set one of its keys: {', '.join(section[name])}")
+    return section, name
 
 
 def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:

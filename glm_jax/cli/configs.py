@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glm_jax.cli.common import Parser
@@ -145,15 +145,13 @@ def replace_keys(config: Any, replaced: Mapping[str, str | None]) -> Any:
 
     Raises ConfigError for an unknown key, with the nearest ones, and for a text of another type.
     """
+    from glm_jax.config import find_key
+
     for key, text in replaced.items():
-        *sections, name = key.split(".")
-        section = config
-        for part in sections:
-            section = section[part] if _is_section(section) and part in section else None
-        if not _is_section(section) or name not in section:
-            raise ConfigError(_unknown(config, key))
-        if _is_section(section[name]):
-            raise ConfigError(f"--config.{key} is a section; set one of its keys: {', '.join(section[name])}")
+        try:
+            section, name = find_key(config, key)
+        except LookupError as error:
+            raise ConfigError(str(error)) from None
         try:
             section[name] = _value(text, section.get_type(name))
         except (ValueError, SyntaxError, TypeError):
@@ -186,26 +184,6 @@ def _value(text: str | None, kind: type) -> Any:
         return text
 
 
-def _is_section(value: Any) -> bool:
-    return hasattr(value, "get_type")  # a ConfigDict
-
-
-def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, type]]:
-    """Every key with its value and type."""
-    for name in config:
-        if _is_section(config[name]):
-            yield from _leaves(config[name], f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", config[name], config.get_type(name)
-
-
-def _unknown(config: Any, key: str) -> str:
-    from glm_jax.config import unknown_key
-
-    known = [name for name, *_ in _leaves(config)]
-    return unknown_key(key, known if difflib.get_close_matches(key, known) else config)
-
-
 def _nearest_files(path: str) -> str:
     files = [str(file) for file in sorted(pathlib.Path("configs").rglob("*.py"))]
     alike = difflib.get_close_matches(path, files, n=3, cutoff=0.7)
@@ -230,9 +208,11 @@ def config_lines(config: Any, defaults: str) -> list[str]:
 
     The type is added where a value is None.
     """
+    from glm_jax.config import leaves
+
     comments = _comments(defaults)
     lines = []
-    for key, value, kind in _leaves(config):
+    for key, value, kind in leaves(config):
         kind = kind.__name__ if value is None and kind not in (type(None), object) else ""
         note = ": ".join(filter(None, (kind, comments.get(key.removeprefix("base."), ""))))
         lines.append(f"{key} = {value!r}" + (f"  # {note}" if note else ""))

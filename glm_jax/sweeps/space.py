@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from glm_jax.config import unknown_key
+from glm_jax.config import find_key
 from glm_jax.evaluation.baselines import KINDS as BASELINES
 from glm_jax.files import nearest
 from glm_jax.sweeps.hub import KEYS as HUB_KEYS
@@ -230,26 +230,14 @@ def _with_prompt(sweep, name):
 
 
 def _set(config, key, value):
-    *sections, name = key.split(".")
-    section: Any = config
-    for part in sections:
-        section = section.get(part) if isinstance(section, ConfigDict) else None
-    if not isinstance(section, ConfigDict) or name not in section:
-        raise SweepError(unknown_key(key, known_keys(config)))
-    if isinstance(section[name], ConfigDict):
-        raise SweepError(f"{key} is a section: give one of its keys, {', '.join(section[name])}")
+    try:
+        section, name = find_key(config, key)
+    except LookupError as error:
+        raise SweepError(str(error)) from None
     try:
         section[name] = value
     except TypeError:
         raise SweepError(f"{key}: {value!r} is no {section.get_type(name).__name__}") from None
-
-
-def known_keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Every dotted key of a config."""
-    keys: list[str] = []
-    for name, value in config.items():
-        keys += known_keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [f"{prefix}{name}"]
-    return keys
 
 
 def describe_changes(changes: Mapping[str, Any], without: Sequence[str] = ("seed",)) -> str:

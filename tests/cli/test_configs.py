@@ -62,7 +62,7 @@ def test_texts_are_read_by_the_type_of_their_key():
         (["--config.batch_size"], "--config.batch_size: no value is no int"),
         (["--config.keep_best=maybe"], "'maybe' is no bool, such as True"),
         (["--config.data.corpora=bible"], "'bible' is no tuple, such as ({'source': 'bible'"),
-        (["--config.model=3"], "--config.model is a section; set one of its keys: "),
+        (["--config.model=3"], "model is a section; set one of its keys: "),
         (["--config"], "--config names no file"),
     ],
 )
