@@ -14,11 +14,11 @@ def get_config():
     config = defaults.sweep()
     config.base.tasks = ("kjv_to_web",)
     config.base.test_split = "test"
-    config.base.train_duration = "300 steps"
+    config.base.train_duration = "200 steps"
     config.base.batch_size = 8
     config.base.packed_length = 256
     config.base.label_smoothing = 0.0
-    config.base.eval_every = config.base.checkpoint_every = "150 steps"
+    config.base.eval_every = config.base.checkpoint_every = "100 steps"
     config.base.eval_examples = 48
     config.candidates = (
         {"name": "full", "space": {"schedule.peak_lr": (5e-4, 2e-3)}},

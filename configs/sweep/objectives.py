@@ -35,6 +35,7 @@ def get_config(task: str = "ag_news"):
         base.model.hidden_dropout = 0.1
     elif task == "verses":
         checkpoint, models = "runs/quickstart", list(MODELS)
+        base.few_shot = 1000
         base.tasks = ("configs/tasks/bible_parts.py",)
     else:
         raise ValueError(f"unknown task {task!r}; known: ag_news, verses")

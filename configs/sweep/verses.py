@@ -13,6 +13,7 @@ def get_config():
     config = defaults.sweep()
     config.base.tasks = ("configs/tasks/bible_parts.py",)
     config.base.test_split = "test"
+    config.base.few_shot = 1000  # of 4,000 training verses
     config.base.train_duration = "3 epochs"
     config.base.batch_size = 32
     config.base.eval_batch_size = 32
@@ -26,7 +27,7 @@ def get_config():
         "part first": {"pattern": "From the [MASK]: {verse}", "verbalizer": words},
         "other words": {"pattern": "{verse} This is about [MASK].", "verbalizer": names},
     }
-    rates = (3e-4, 1e-3, 3e-3)
+    rates = (3e-4, 1e-3)
     config.candidates = (
         *({"name": name, "prompt": name, "space": {"schedule.peak_lr": rates}} for name in config.prompts),
         {"name": "classifier head", "head": "classifier", "space": {"schedule.peak_lr": rates}},
