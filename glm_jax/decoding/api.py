@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glm_jax.decoding.decoder import Completion, Decoder
+from glm_jax.decoding.display import as_html, as_text
 from glm_jax.decoding.options import DecodingError, SamplingParams, check_count
 from glm_jax.decoding.prompts import EncodedPrompt, blank_ids, check_room, encode_continuation, encode_prompt
 from glm_jax.tokenizers.base import Tokenizer
@@ -18,19 +19,45 @@ _DEFAULT_NEW_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
+class AnswerToken:
+    """A token of an answer.
+
+    token: as the vocabulary writes it.
+    text: what it adds to the text; "" where it is a part of a character that a later token completes.
+    log_prob: its log-probability where it was written (natural logarithm).
+    alternatives: the first choices in its place, as (token, log-probability), the likeliest first.
+    """
+
+    token: str
+    text: str
+    log_prob: float
+    alternatives: tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Filled:
-    """A filled prompt.
+    """A filled prompt. A notebook shows it in colours, `print` with its answers in brackets.
 
     text: the whole, answers in their places.
     answers, scores: of each blank, in the order of the text; a score is the sum of the log-probabilities of the
       answer's tokens and its end (natural logarithm); from beam search divided by length^length_penalty.
     alternatives: the other answers asked for, by falling score.
+    spans: where the answers stand in `text`, as (start, stop).
+    tokens: of each blank, with `top_k_alternatives`.
     """
 
     text: str
     answers: tuple[str, ...]
     scores: tuple[float, ...]
     alternatives: tuple["Filled", ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
+    tokens: tuple[tuple[AnswerToken, ...], ...] | None = None
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
 
 def fill(
@@ -43,6 +70,7 @@ def fill(
     seed: int | Sequence[int] = 0,
     batch_size: int = 16,
     forbidden: Sequence[int | str] = (),
+    top_k_alternatives: int = 0,
     **sampling: Any,
 ) -> list[Filled]:
     """Fills every blank ([MASK], [sMASK], [gMASK]) of each prompt. Greedy unless `sampling` says otherwise.
@@ -61,6 +89,8 @@ def fill(
       batch_size: prompts at once.
       forbidden: ids, or texts of one token, that no answer may contain. Command tokens and padding rows of the
         vocabulary never appear in answers.
+      top_k_alternatives: for each token of an answer its probability and so many first choices, in `Filled.tokens`;
+        costs one more pass over the filled text.
       sampling: fields of `glm_jax.decoding.SamplingParams`: temperature, top_k, top_p, num_beams, length_penalty,
         min_new_tokens, no_repeat_ngram.
 
@@ -74,6 +104,7 @@ def fill(
     return _complete(
         decoder, tokenizer, encoded, sampling_params,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
+        top_k_alternatives=top_k_alternatives,
     )  # fmt: skip
 
 
@@ -87,6 +118,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     batch_size: int = 16,
     forbidden: Sequence[int | str] = (),
+    top_k_alternatives: int = 0,
     **sampling: Any,
 ) -> list[Filled]:
     """Continues each text as the answer to a [gMASK] after it ([MASK] where the model has no [gMASK]).
@@ -100,6 +132,7 @@ def generate(
     return _complete(
         decoder, tokenizer, encoded, sampling_params,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
+        top_k_alternatives=top_k_alternatives,
     )  # fmt: skip
 
 
@@ -169,10 +202,15 @@ def _texts(prompts) -> list[str]:
 
 
 def _complete(
-    decoder, tokenizer, prompts, sampling_params, *, max_new_tokens, num_answers, seed, batch_size
+    decoder, tokenizer, prompts, sampling_params, *, max_new_tokens, num_answers, seed, batch_size, top_k_alternatives
 ) -> list[Filled]:
     check_count("num_answers", num_answers, 1)
     check_count("batch_size", batch_size, 1)
+    check_count("top_k_alternatives", top_k_alternatives, 0)
+    if top_k_alternatives > decoder.config.vocab_size:
+        raise DecodingError(
+            f"top_k_alternatives={top_k_alternatives}: the vocabulary has {decoder.config.vocab_size} tokens"
+        )
     if num_answers > sampling_params.num_beams > 1:
         raise DecodingError(
             f"num_answers={num_answers} of num_beams={sampling_params.num_beams}: a search keeps only its beams"
@@ -190,7 +228,12 @@ def _complete(
         prompts, sampling_params, max_new_tokens=max_new_tokens, num_answers=num_answers, keys=keys,
         batch_size=batch_size,
     )  # fmt: skip
-    return [_filled(tokenizer, prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]
+    details: list[Any] = [[None] * len(answers) for answers in completions]
+    if top_k_alternatives:
+        flat = [(prompt, answer) for prompt, answers in zip(prompts, completions, strict=True) for answer in answers]
+        found = iter(decoder.token_probabilities(*zip(*flat, strict=True), top_k_alternatives, batch_size))
+        details = [[next(found) for _ in answers] for answers in completions]
+    return [_filled(tokenizer, *each) for each in zip(prompts, completions, details, strict=True)]
 
 
 def _answer_length(decoder, prompts, max_new_tokens) -> int:
@@ -213,17 +256,48 @@ def _keys(seed, count):
     return jnp.stack([jax.random.fold_in(jax.random.key(int(s)), 0) for s in seed])
 
 
-def _filled(tokenizer, prompt: EncodedPrompt, completions: list[Completion]) -> Filled:
-    best, *others = (_with_answers(tokenizer, prompt, completion) for completion in completions)
+def _filled(tokenizer, prompt: EncodedPrompt, completions: list[Completion], details) -> Filled:
+    pairs = zip(completions, details, strict=True)
+    best, *others = (_with_answers(tokenizer, prompt, completion, detail) for completion, detail in pairs)
     return dataclasses.replace(best, alternatives=tuple(others))
 
 
-def _with_answers(tokenizer, prompt, completion) -> Filled:
+def _with_answers(tokenizer, prompt, completion, detail) -> Filled:
     """The prompt with the answers of one completion in the places of its blanks."""
-    masks, answers, ids = blank_ids(tokenizer.special), iter(completion.tokens), []
+    masks, answers, ids, spans = blank_ids(tokenizer.special), iter(completion.tokens), [], []
+    rest, tokens = iter(detail or ()), []
     for token in prompt.part_a:
-        ids.extend([*prompt.answer_prefix, *next(answers)] if token in masks else [token])
-    return Filled(tokenizer.decode(ids), tuple(map(tokenizer.decode, completion.tokens)), completion.scores)
+        if token in masks:
+            begin = len(tokenizer.decode(ids))
+            ids.extend(prompt.answer_prefix)
+            answer = next(answers)
+            if detail is not None:
+                texts = _added_texts(tokenizer, ids, answer)
+                tokens.append(tuple(_answer_token(tokenizer, text, *next(rest)) for text in texts))
+            ids.extend(answer)
+            spans.append((begin, len(tokenizer.decode(ids))))
+        else:
+            ids.append(token)
+    texts = tuple(map(tokenizer.decode, completion.tokens))
+    return Filled(
+        tokenizer.decode(ids), texts, completion.scores, (), tuple(spans), None if detail is None else tuple(tokens)
+    )
+
+
+def _added_texts(tokenizer, ids, answer) -> list[str]:
+    """What each token of an answer adds to the text of `ids`."""
+    shown, texts = tokenizer.decode(ids), []
+    for count in range(1, len(answer) + 1):
+        text = tokenizer.decode([*ids, *answer[:count]])
+        is_part = text.endswith("\ufffd") and count < len(answer)  # of a character
+        texts.append("" if is_part else text[len(shown) :])
+        shown = shown if is_part else text
+    return texts
+
+
+def _answer_token(tokenizer, text, token, log_prob, choices) -> AnswerToken:
+    names = tuple((tokenizer.id_to_token(choice), value) for choice, value in choices)
+    return AnswerToken(tokenizer.id_to_token(token), text, log_prob, names)
 
 
 def _text_chunks(tokenizer, prompt, tokens) -> Iterator[tuple[int, str]]:

@@ -143,6 +143,43 @@ class Decoder:
                     results[row] = answers
         return results
 
+    def token_probabilities(
+        self, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion], top_k: int, batch_size: int = 16
+    ) -> list[list[tuple[int, float, list[tuple[int, float]]]]]:
+        """For each prompt with a completion: (id, log-probability, the `top_k` first choices as such pairs).
+
+        Of every token of its answers, in the order of the text, as the model saw it when it wrote it.
+        """
+        special, results = self.special, [[] for _ in prompts]
+        rows = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            rank = {column: number for number, column in enumerate(sorted(prompt.blanks))}
+            part_b, targets = [], []
+            for number, column in enumerate(prompt.blanks):
+                given = () if number else prompt.answer_prefix
+                answer = completion.tokens[rank[column]]
+                begin = len(prompt.part_a) + len(part_b) + len(given)
+                targets += [(rank[column], begin + i, token) for i, token in enumerate(answer)]
+                part_b += _part_b((special.start, *given, *answer), column)
+            rows.append((part_b, sorted(targets)))
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].part_a) + len(rows[i][0]))
+        for at in range(0, len(order), batch_size):
+            numbers = order[at : at + batch_size]
+            inputs = self._rows([prompts[i] for i in numbers], [rows[i][0] for i in numbers])
+            count = bucket(max(len(rows[i][1]) for i in numbers))
+            index, ids = np.zeros((len(inputs[0]), count), np.int32), np.zeros((len(inputs[0]), count), np.int32)
+            for row, i in enumerate(numbers):
+                for place, (_, column, token) in enumerate(rows[i][1]):
+                    index[row, place], ids[row, place] = column, token
+            with self.active():
+                found = steps.score(self.params, *inputs[:4], index, ids, model=self.model, top_k=top_k)
+            chosen, values, choices = jax.device_get(found)
+            for row, i in enumerate(numbers):
+                for k, (_, _, token) in enumerate(rows[i][1]):
+                    first = list(zip(choices[row, k].tolist(), values[row, k].tolist(), strict=True))
+                    results[i].append((token, float(chosen[row, k]), first))
+        return results
+
     def stream(
         self, prompt: EncodedPrompt, sampling_params: SamplingParams, *, max_new_tokens: int, key: Any
     ) -> Iterator[tuple[int, int | None, float]]:
@@ -177,6 +214,10 @@ class Decoder:
 
     def prefill(self, prompts: Sequence[EncodedPrompt], parts_b: Sequence[list]) -> steps.PrefillCache:
         """The contexts of a batch: Part A, then each prompt's list of (token, position, block position) of Part B."""
+        return encode(self.params, *self._rows(prompts, parts_b), model=self.model)
+
+    def _rows(self, prompts, parts_b):
+        """Tokens, positions, block positions, prefix lengths and lengths of a batch, padded."""
         rows, special = rows_of(len(prompts), self.mesh), self.special
         width = bucket(max(len(p.part_a) + len(b) for p, b in zip(prompts, parts_b, strict=True)))
         tokens, positions, block_positions = (np.full((rows, width), fill, np.int32) for fill in (special.pad, 0, 0))
@@ -187,7 +228,7 @@ class Decoder:
             tokens[row, :n], positions[row, :n] = prompt.part_a, np.arange(n)
             if part_b:
                 tokens[row, n:whole], positions[row, n:whole], block_positions[row, n:whole] = np.array(part_b).T
-        return encode(self.params, tokens, positions, block_positions, prefix_lengths, lengths, model=self.model)
+        return tokens, positions, block_positions, prefix_lengths, lengths
 
     def init_state(
         self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, num_answers: int, keys: Any

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -132,6 +133,27 @@ def forward(
         for cache, fresh, axis in zip(answers, outputs.keys_values, axes, strict=True)
     )
     return logits, answers
+
+
+@functools.partial(jax.jit, static_argnames=("model", "top_k"))
+def score(
+    params: Any,
+    tokens: Int[Array | np.ndarray, "B T"],
+    position_ids: Int[Array | np.ndarray, "B T"],
+    block_position_ids: Int[Array | np.ndarray, "B T"],
+    prefix_lengths: Int[Array | np.ndarray, "B"],
+    target_index: Int[Array | np.ndarray, "B K"],
+    target_ids: Int[Array | np.ndarray, "B K"],
+    *,
+    model: GLM,
+    top_k: int,
+) -> tuple[Float[Array, "B K"], Float[Array, "B K _"], Int[Array, "B K _"]]:
+    """Log-probabilities of the targets of written rows, and those and the ids of the `top_k` first choices there."""
+    inputs = [jnp.asarray(a) for a in (tokens, position_ids, block_position_ids, prefix_lengths, target_index)]
+    model = model.clone(config=dataclasses.replace(model.config, scan_layers=True, remat="none"))
+    log_probs = jax.nn.log_softmax(model.apply({"params": params}, *inputs))
+    chosen = jnp.take_along_axis(log_probs, jnp.asarray(target_ids)[..., None], axis=-1)[..., 0]
+    return everywhere(chosen), *map(everywhere, jax.lax.top_k(log_probs, top_k))
 
 
 def everywhere(x: Any) -> Any:
