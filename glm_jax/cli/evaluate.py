@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         loaded.require_tokenizer()
         settings = results_lib.Options(
             split=options.split, limit=options.limit, batch_size=options.batch_size,
-            length=options.length or model.config.max_position_embeddings,
+            length=options.length or model.config.max_position_embeddings - (model.config.layout != "glm"),
             overlap=options.overlap or None, unidirectional=options.unidirectional,
             head=options.head or ("classifier" if "classifier" in params else "cloze"),
             pool=loaded.pool,

@@ -101,6 +101,8 @@ class CorruptionConfig:
                 f"average_span_length={self.average_span_length} is too large for "
                 f"max_span_length={self.max_span_length}: no length has a probability above 0"
             )
+        if self.masked_lm and self.pack_objectives:
+            raise ValueError("masked_lm is one objective, and pack_objectives packs several: set pack_objectives=False")
         if self.masked_lm and (self.sentence or self.document):
             raise ValueError("masked_lm is a variant of blank infilling: set sentence=0 and document=0")
         if self.baseline is not None:

@@ -100,7 +100,9 @@ def fill(
     """
     decoder, tokenizer = _text_decoder(run, "fill")
     encoded = [encode_prompt(tokenizer, text, order) for text in _texts(prompts)]
-    sampling_params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    sampling_params = SamplingParams(
+        **sampling, forbidden=suppressed_ids(tokenizer, decoder.config.vocab_size, forbidden)
+    )
     return _complete(
         decoder, tokenizer, encoded, sampling_params,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
@@ -128,7 +130,9 @@ def generate(
     """
     decoder, tokenizer = _text_decoder(run, "generate")
     encoded = [encode_continuation(tokenizer, text, unidirectional=unidirectional) for text in _texts(texts)]
-    sampling_params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    sampling_params = SamplingParams(
+        **sampling, forbidden=suppressed_ids(tokenizer, decoder.config.vocab_size, forbidden)
+    )
     return _complete(
         decoder, tokenizer, encoded, sampling_params,
         max_new_tokens=max_new_tokens, num_answers=num_answers, seed=seed, batch_size=batch_size,
@@ -158,7 +162,9 @@ def stream(
         encoded = encode_continuation(tokenizer, prompt, unidirectional=unidirectional)
     else:
         encoded = encode_prompt(tokenizer, prompt, order)
-    sampling_params = SamplingParams(**sampling, forbidden=suppressed_ids(tokenizer, forbidden))
+    sampling_params = SamplingParams(
+        **sampling, forbidden=suppressed_ids(tokenizer, decoder.config.vocab_size, forbidden)
+    )
     if sampling_params.num_beams > 1:
         raise DecodingError(
             f"num_beams={sampling_params.num_beams}: a beam search knows its words only at the end; use fill()"
@@ -170,12 +176,15 @@ def stream(
     )
 
 
-def suppressed_ids(tokenizer: Tokenizer, more: Sequence[int | str] = ()) -> tuple[int, ...]:
-    """Ids that mean nothing in a text, command tokens and padding rows; and `more`, ids or texts of one token."""
+def suppressed_ids(tokenizer: Tokenizer, vocab_size: int, more: Sequence[int | str] = ()) -> tuple[int, ...]:
+    """Ids that mean nothing in a text, of a model with `vocab_size` rows; and `more`, ids or texts of one token.
+
+    They are command tokens, sentinels and padding rows.
+    """
     special = tokenizer.special
     commands = {special.pad, special.cls, special.start, special.block_mask, *blank_ids(special)}
     commands -= {special.end, special.eos}
-    ids = commands | set(range(tokenizer.num_tokens, tokenizer.vocab_size))
+    ids = commands | set(range(tokenizer.num_tokens, vocab_size))
     for item in more:
         tokens = [int(item)] if isinstance(item, (int, np.integer)) else tokenizer.encode(item)
         if len(tokens) != 1:

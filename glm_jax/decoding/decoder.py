@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from glm_jax.decoding import beam_search, sampling, steps
 from glm_jax.decoding.options import DecodingError, SamplingParams, SamplingValues
 from glm_jax.decoding.prompts import EncodedPrompt
+from glm_jax.decoding.unmasking import reveal
 from glm_jax.distributed import sharding
 from glm_jax.model.adapters import prefix_length
 from glm_jax.model.transformer import GLM
@@ -95,8 +96,6 @@ class Decoder:
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self.special = tokenizer.special if isinstance(tokenizer, Tokenizer) else tokenizer
         self.model, self.config = model, model.config
-        if self.config.layout == "masked":
-            raise DecodingError("the model is a masked language model, which cannot write: open another checkpoint")
         self.mesh = _mesh_of(params)
         self.stops = tuple(sorted({self.special.end, self.special.eos}))
         with self.active():
@@ -133,7 +132,9 @@ class Decoder:
         with self.active():
             for rows in self._batches(prompts, batch_size):
                 chosen = [prompts[i] for i in rows]
-                if sampling_params.num_beams > 1:
+                if self.config.layout == "masked":
+                    completions = self._unmask(chosen, sampling_params, max_new_tokens)
+                elif sampling_params.num_beams > 1:
                     completions = self._beam_search(chosen, sampling_params, max_new_tokens, num_answers)
                 else:
                     completions = self._sample(
@@ -151,6 +152,8 @@ class Decoder:
         Of every token of its answers, in the order of the text, as the model saw it when it wrote it.
         """
         special, results = self.special, [[] for _ in prompts]
+        if self.config.layout == "masked":
+            raise DecodingError("a masked language model has no order of writing: leave out top_k_alternatives")
         rows = []
         for prompt, completion in zip(prompts, completions, strict=True):
             rank = {column: number for number, column in enumerate(sorted(prompt.blanks))}
@@ -184,6 +187,8 @@ class Decoder:
         self, prompt: EncodedPrompt, sampling_params: SamplingParams, *, max_new_tokens: int, key: Any
     ) -> Iterator[tuple[int, int | None, float]]:
         """Tokens of one prompt as they are chosen: (blank in order of filling, token or None at its end, score)."""
+        if self.config.layout == "masked":
+            raise DecodingError("a masked language model writes in no order that could be streamed: use fill()")
         self._check_blanks([prompt])
         self._check_memory([prompt], 1, max_new_tokens, 1)
         values = sampling_params.values(self.config.vocab_size)
@@ -286,6 +291,31 @@ class Decoder:
                     tokens_of[blank].append(token)
         return _in_text_order(prompt, tokens_of, score_of)
 
+    def _unmask(self, prompts, sampling_params, max_new_tokens):
+        """By a masked language model, the surest tokens first. See `unmasking.reveal`."""
+        if sampling_params != SamplingParams(forbidden=sampling_params.forbidden):
+            raise DecodingError("a masked language model writes its surest tokens: of all options it takes forbidden")
+        lengths = [len(prompt.part_a) - 1 + max_new_tokens for prompt in prompts]
+        rows, special = rows_of(len(prompts), self.mesh), self.special
+        width = bucket(max(lengths))
+        tokens, columns = np.full((rows, width), special.pad, np.int32), np.zeros((rows, max_new_tokens), np.int32)
+        sizes = np.zeros(rows, np.int32)
+        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            (blank,) = prompt.blanks
+            masks = (special.mask,) * max_new_tokens
+            tokens[row, :length] = *prompt.part_a[:blank], *masks, *prompt.part_a[blank + 1 :]
+            sizes[row], columns[row] = length, np.arange(blank, blank + max_new_tokens)
+        forbidden = np.array(sampling_params.forbidden, np.int32)
+        stops = (special.end, *(stop for stop in self.stops if stop != special.end))
+        found = reveal(self.params, tokens, sizes, columns, forbidden, model=self.model, stops=stops)
+        ids, scores = jax.device_get(found)
+        completions = []
+        for row in range(len(prompts)):
+            ends = np.flatnonzero(np.isin(ids[row], stops))
+            count = int(ends[0]) if ends.size else max_new_tokens
+            completions.append([Completion((tuple(ids[row, :count].tolist()),), (float(scores[row].sum()),))])
+        return completions
+
     def _beam_search(self, prompts, sampling_params, max_new_tokens, num_answers):
         """One blank after another: each sees the best answers to those before; alternatives differ in the last."""
         if any(prompt.answer_prefix for prompt in prompts):
@@ -334,6 +364,8 @@ class Decoder:
                 f"a prompt has {several} blanks, but a model of the layout {self.config.layout!r} fills one: give each "
                 "a prompt of its own"
             )
+        if self.config.layout == "masked" and any(prompt.answer_prefix for prompt in prompts):
+            raise DecodingError("a masked language model does not write from left to right: leave out unidirectional")
 
     def _check_memory(self, prompts, width, max_new_tokens, batch_size):
         limit = _memory_limit()

@@ -3,8 +3,8 @@
 Nie et al. 2025 (arXiv 2502.09992), section 2.4, without remasking; Mask-Predict (Ghazvininejad et al. 2019) is its kin.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,98 +12,57 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from glm_jax.decoding.decoder import Completion, bucket
-from glm_jax.decoding.options import DecodingError
-from glm_jax.decoding.prompts import EncodedPrompt
-from glm_jax.model.config import check_lengths
 from glm_jax.model.transformer import GLM
-from glm_jax.tokenizers.special import SpecialTokens
 
 
-def unmask(
-    model: GLM,
-    params: Any,
-    special: SpecialTokens,
-    prompts: Sequence[EncodedPrompt],
-    *,
-    max_new_tokens: int,
-    num_steps: int | None = None,
-    forbidden: Sequence[int] = (),
-    batch_size: int = 16,
-) -> list[list[Completion]]:
-    """One completion of each prompt, which has one blank.
-
-    Args:
-      max_new_tokens: masks that an answer begins with; it ends before its first end token.
-      num_steps: passes over a batch, each of which reveals the same share of an answer; by default a pass a token.
-      forbidden: ids that are never written.
-      batch_size: prompts that are decoded together; a completion does not depend on the others.
-
-    Raises:
-      DecodingError: a prompt with several blanks, or with an answer that is given in part.
-      ValueError: a prompt that is longer, with its answer, than the model.
-    """
-    if any(len(prompt.blanks) != 1 or prompt.answer_prefix for prompt in prompts):
-        raise DecodingError("a masked language model fills one blank a prompt, and all of it")
-    steps = min(num_steps or max_new_tokens, max_new_tokens)
-    lengths = [len(prompt.part_a) - 1 + max_new_tokens for prompt in prompts]
-    check_lengths(model.config, max(lengths, default=1) - 1)
-    results: list[list[Completion]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: bucket(lengths[i]))
-    for at in range(0, len(order), batch_size):
-        numbers = order[at : at + batch_size]
-        tokens = np.full((batch_size, bucket(max(lengths[i] for i in numbers))), special.pad, np.int32)
-        sizes, columns = np.zeros(batch_size, np.int32), np.zeros((batch_size, max_new_tokens), np.int32)
-        for row, i in enumerate(numbers):
-            part_a, (blank,) = prompts[i].part_a, prompts[i].blanks
-            tokens[row, : lengths[i]] = *part_a[:blank], *[special.mask] * max_new_tokens, *part_a[blank + 1 :]
-            sizes[row], columns[row] = lengths[i], np.arange(blank, blank + max_new_tokens)
-        ids, scores = jax.device_get(
-            reveal(params, tokens, sizes, columns, model=model, num_steps=steps, forbidden=tuple(forbidden))
-        )
-        for row, i in enumerate(numbers):
-            stops = np.flatnonzero(np.isin(ids[row], (special.end, special.eos)))
-            count = int(stops[0]) if stops.size else max_new_tokens
-            score = float(scores[row, : count + 1].sum())
-            results[i] = [Completion((tuple(ids[row, :count].tolist()),), (score,))]
-    return results
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_steps", "forbidden"))
+@functools.partial(jax.jit, static_argnames=("model", "num_steps", "stops"))
 def reveal(
     params: Any,
     tokens: Int[Array | np.ndarray, "B T"],
     lengths: Int[Array | np.ndarray, "B"],
     columns: Int[Array | np.ndarray, "B K"],
+    forbidden: Int[Array | np.ndarray, "F"],
     *,
     model: GLM,
-    num_steps: int,
-    forbidden: tuple[int, ...] = (),
+    stops: tuple[int, ...],
+    num_steps: int | None = None,
 ) -> tuple[Int[Array, "B K"], Float[Array, "B K"]]:
-    """Replaces the masks at `columns` in `num_steps` passes, the surest first.
+    """Replaces the masks at `columns`, the surest first; what comes after an end token is not written.
+
+    Args:
+      params: of the model, or from `steps.prepare`.
+      lengths: tokens of each row without padding.
+      forbidden: ids that are never written.
+      stops: ids that end an answer.
+      num_steps: passes over the model that reveal a whole answer; by default one for each token.
 
     Returns:
-      The ids, and the log-probability that each had when it was revealed.
+      The ids, with the first of `stops` after the end of an answer, and the log-probability that each had when it was
+      revealed, 0 after the end.
     """
+    model = model.clone(config=dataclasses.replace(model.config, scan_layers=True, remat="none"))
     batch, count = columns.shape
-    rows, zeros = jnp.arange(batch)[:, None], jnp.zeros(tokens.shape, jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    each = -(-count // (num_steps or count))
+    rows, place = jnp.arange(batch)[:, None], jnp.arange(count)[None]
+    lengths, columns, zeros = jnp.asarray(lengths), jnp.asarray(columns), jnp.zeros(tokens.shape, jnp.int32)
+    column = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    positions = jnp.where(column < lengths[:, None], column, 0)
 
-    def step(number, state):
+    def step(state):
         tokens, ids, scores, hidden = state
-        logits = model.apply({"params": params}, tokens, positions, zeros, jnp.asarray(lengths), jnp.asarray(columns))
-        log_probs = jax.nn.log_softmax(logits)
-        if forbidden:
-            log_probs = log_probs.at[..., np.array(forbidden)].set(-jnp.inf)
+        logits = model.apply({"params": params}, tokens, positions, zeros, lengths, columns)
+        log_probs = jax.nn.log_softmax(logits).at[..., forbidden].set(-jnp.inf)
         chosen, sure = log_probs.argmax(-1).astype(jnp.int32), log_probs.max(-1)
-        goal = (number + 1) * count // num_steps  # revealed after this step
-        place = jnp.argsort(jnp.argsort(jnp.where(hidden, -sure, -jnp.inf), axis=1), axis=1)  # those revealed are first
-        new = hidden & (place < goal)
+        order = jnp.argsort(jnp.argsort(jnp.where(hidden, -sure, jnp.inf), axis=1), axis=1)
+        new = hidden & (order < each)
         ids, scores = jnp.where(new, chosen, ids), jnp.where(new, sure, scores)
-        at = jnp.where(new, columns, tokens.shape[1])
-        return tokens.at[rows, at].set(chosen, mode="drop"), ids, scores, hidden & ~new
+        ends = jnp.isin(ids, np.array(stops, np.int32))  # ids that are hidden are -1
+        after = place > jnp.where(ends, place, count).min(axis=1, keepdims=True)
+        ids, scores = jnp.where(after, stops[0], ids), jnp.where(after, 0.0, scores)
+        tokens = tokens.at[rows, jnp.where(new | after, columns, tokens.shape[1])].set(ids, mode="drop")
+        return tokens, ids, scores, hidden & ~new & ~after
 
-    ids = jnp.zeros((batch, count), jnp.int32)
+    ids = jnp.full((batch, count), -1, jnp.int32)
     state = (jnp.asarray(tokens), ids, jnp.zeros((batch, count)), jnp.ones((batch, count), bool))
-    _, ids, scores, _ = jax.lax.fori_loop(0, num_steps, step, state)
+    _, ids, scores, _ = jax.lax.while_loop(lambda state: state[3].any(), step, state)
     return ids, scores

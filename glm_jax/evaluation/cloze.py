@@ -21,7 +21,6 @@ from glm_jax.model.soft_prompt import prompt_length, prompt_vectors, soft_prompt
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks.batch import TaskBatch, batches_by_length
 from glm_jax.tasks.encoding import Encoded, check_row, in_place
-from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import error_context, read
 from glm_jax.tasks.task import Task
 from glm_jax.tokenizers.base import Tokenizer
@@ -81,8 +80,6 @@ def candidate_logprobs(
       length_penalty, normalize: see `candidate_scores`.
       prompt: the vectors of a soft prompt, for the rows' `prompt_columns`.
     """
-    if model.config.layout == "masked" and any(len(row) > row.prefix_length for rows in examples for row in rows):
-        raise TaskError("the model is a masked language model, which has no Part B to score: take another checkpoint")
     if model.config.layout != "glm":
         for row in itertools.chain.from_iterable(examples):
             check_row(row, model.config)

@@ -8,7 +8,6 @@ import numpy as np
 from glm_jax.decoding import Decoder, SamplingParams
 from glm_jax.decoding.api import suppressed_ids
 from glm_jax.decoding.prompts import EncodedPrompt
-from glm_jax.decoding.unmasking import unmask
 from glm_jax.evaluation.results import Options, Result
 from glm_jax.model.config import check_lengths
 from glm_jax.model.transformer import GLM
@@ -51,19 +50,13 @@ def evaluate_generation(
     if model.config.layout != "glm":  # the answer goes on where Part A ends
         longest += task.target_length
     check_lengths(model.config, longest, task.target_length)
-    if model.config.layout == "masked":
-        answers = unmask(
-            model, params, tokenizer.special, prompts, max_new_tokens=task.target_length,
-            forbidden=suppressed_ids(tokenizer), batch_size=options.batch_size,
-        )  # fmt: skip
-    else:
-        answers = Decoder(model, params, tokenizer).complete(
-            prompts,
-            _sampling_params(task, tokenizer),
-            max_new_tokens=task.target_length,
-            keys=jax.random.split(jax.random.key(0), len(prompts)),  # not used: nothing is sampled
-            batch_size=options.batch_size,
-        )
+    answers = Decoder(model, params, tokenizer).complete(
+        prompts,
+        _sampling_params(task, suppressed_ids(tokenizer, model.config.vocab_size), model.config.layout),
+        max_new_tokens=task.target_length,
+        keys=jax.random.split(jax.random.key(0), len(prompts)),  # not used: nothing is sampled
+        batch_size=options.batch_size,
+    )
     hypotheses = []
     for example, (best, *_) in zip(local, answers, strict=True):
         texts = [tokenizer.decode(np.array(tokens, np.int32)).strip() for tokens in best.tokens]
@@ -104,8 +97,9 @@ def _fixed(task, tokenizer, hypotheses, references):
     return [fixed(text) for text in hypotheses], [fixed(text) for text in decoded]
 
 
-def _sampling_params(task, tokenizer):
-    forbidden = suppressed_ids(tokenizer)
+def _sampling_params(task, forbidden, layout):
+    if layout == "masked":  # it has no beams
+        return SamplingParams(forbidden=forbidden)
     if isinstance(task, InfillingTask):
         return SamplingParams(no_repeat_ngram=task.no_repeat_ngram, forbidden=forbidden)
     return SamplingParams(

@@ -17,7 +17,7 @@ from glm_jax.model.losses import token_losses
 from glm_jax.model.transformer import GLM
 from glm_jax.tasks import metrics
 from glm_jax.tasks.batch import batches_by_length
-from glm_jax.tasks.encoding import Encoded, encode_candidates, encode_example
+from glm_jax.tasks.encoding import Encoded, check_row, encode_candidates, encode_example
 from glm_jax.tasks.errors import TaskError
 from glm_jax.tasks.examples import Example, Source, error_context, json_lines, open_text, read
 from glm_jax.tasks.task import Prediction
@@ -150,7 +150,12 @@ def _losses(params, batch, *, model):
 
 
 def row_losses(model: GLM, params: Any, rows: Sequence[Encoded], *, pad: int, batch_size: int = 8) -> list[RowLoss]:
-    """The loss of every row, in their order. Batch size and padding change only the last bits."""
+    """The loss of every row, in their order. Batch size and padding change only the last bits.
+
+    Raises ValueError and TaskError as `check_row`.
+    """
+    for row in rows:
+        check_row(row, model.config)
     result: dict[int, RowLoss] = {}
     for numbers, batch in batches_by_length(rows, batch_size, pad=pad, target_multiple=64):
         losses, greedy = map(np.asarray, _losses(params, batch, model=model))

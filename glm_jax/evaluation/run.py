@@ -40,10 +40,9 @@ def evaluate_named(
     if kind in LANGUAGE_TASKS:
         if not path:
             raise TaskError(f"{kind} needs a file: {kind}:FILE")
-        if options.length > model.config.num_positions:
-            raise TaskError(
-                f"length {options.length} is more than the model's {model.config.num_positions} positions: lower it"
-            )
+        longest = model.config.num_positions - (model.config.layout != "glm")  # there the start token takes one
+        if options.length > longest:
+            raise TaskError(f"length {options.length} is more than the {longest} that the model holds: lower it")
         return LANGUAGE_TASKS[kind](model, params, tokenizer, name, path, options)
     task = find(name, data_dir)
     return evaluate_task(model, params, tokenizer, task, options, None if name.endswith(".py") else name)

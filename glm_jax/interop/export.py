@@ -68,7 +68,7 @@ def export(
         )
     if run.model.config.layout != "glm" and to in ("hub", "megatron"):
         raise ValueError(
-            f"a model of the layout {run.model.config.layout!r} is no GLM, for which {to!r} is: export a run"
+            f"a model of the layout {run.model.config.layout!r} is no GLM, for which {to!r} is: export to glm_jax"
         )
     _check_options(config, to, dtype, model_parallel, shard_bytes)
     tensors = param_mapping.state_dict(config, run.params, DTYPES[dtype])

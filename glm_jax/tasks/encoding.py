@@ -169,7 +169,12 @@ def encode_candidates(
 
 
 def check_row(row: Encoded, config: GLMConfig) -> None:
-    """Raises ValueError for a row that is longer than the model's table of positions, or tables."""
+    """Raises ValueError for a row that is longer than the model's tables, TaskError for a Part B that it does not have.
+
+    In a GLM only the positions count; in other layouts Part B has those after Part A.
+    """
+    if config.layout == "masked" and len(row) > row.prefix_length:
+        raise TaskError("the model is a masked language model, which has no Part B to score: take another checkpoint")
     if config.layout == "glm":
         check_lengths(config, row.position_ids, row.block_position_ids)
     else:

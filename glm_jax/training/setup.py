@@ -127,7 +127,9 @@ def check(config: ConfigDict, devices: Sequence[Any] | None = None) -> tuple[Mes
     length = config.data.sequence_length
     for slot in corruption.slots():
         slot.capacity(length)
-    check_lengths(config_lib.model_config(config.model, 1), length - 1, corruption.max_block_position(length))
+    # Part B of a GLM has the positions of Part A; the rows of `baselines` go on.
+    longest = length if corruption.baseline is None else corruption.sequence_length(length)
+    check_lengths(config_lib.model_config(config.model, 1), longest - 1, corruption.max_block_position(length))
     mesh, rules = check_mesh(config, devices, several_texts=corruption.short_sequence_prob > 0)
     slots, micro_batch = len(corruption.slots()), config.batch_size // config.grad_accumulation_steps
     if micro_batch % (slots * sharding.batch_shards(mesh, rules)):

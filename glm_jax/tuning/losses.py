@@ -83,7 +83,8 @@ def _denoising_losses(model, params, batch, *, label_smoothing, **options):
     """The sum to minimise, and each row's loss and weight, of an answer of which a random part is masked.
 
     As in pretraining by masked diffusion, n of the answer's m tokens are masked, n uniform in 1 … m, with the weight
-    m / n each (Nie et al. 2025, arXiv 2502.09992, section 2.3). Which ones depends on the global example index alone.
+    m / n each (Nie et al. 2025, arXiv 2502.09992, section 2.3). Which ones depends on the global example index and on
+    the example, so that no mesh changes it and every order of the examples, hence every seed, masks others.
     """
     return _answer_losses(model, params, partly_masked(batch), label_smoothing=label_smoothing, **options)
 
@@ -93,12 +94,14 @@ def partly_masked(batch: TaskBatch) -> TaskBatch:
     used = batch.target_weights > 0
     counts = used.sum(1)
 
-    def draw(index, used, count):
-        bits = jax.random.bits(jax.random.fold_in(jax.random.key(0), index), (used.size + 1,), jnp.uint32)
+    def draw(index, tokens, ids, used, count):
+        content = (tokens.sum() + jnp.where(used, ids, 0).sum()).astype(jnp.uint32)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), index), content)
+        bits = jax.random.bits(key, (used.size + 1,), jnp.uint32)
         order = jnp.argsort(jnp.argsort(jnp.where(used, bits[1:] >> 1, jnp.uint32(2**32 - 1))))
         return order < 1 + uniform_int(bits[0], jnp.maximum(count, 1))
 
-    is_masked = jax.vmap(draw)(batch.index.astype(jnp.uint32), used, counts) & used
+    is_masked = jax.vmap(draw)(batch.index.astype(jnp.uint32), batch.tokens, batch.target_ids, used, counts) & used
     columns = jnp.where(used & ~is_masked, batch.target_index, batch.tokens.shape[1])
     rows = jnp.arange(len(batch.tokens))[:, None]
     weights = counts[:, None] / jnp.maximum(is_masked.sum(1, keepdims=True), 1)

@@ -46,6 +46,7 @@ def test_the_smallest_group_that_holds_the_mixture(weights, slots):
         ({"document": 1, "block_positions": False}, "block_positions"),
         ({"random_position": True}, "max_position"),
         ({"masked_lm": True, "sentence": 1}, "masked_lm"),
+        ({"masked_lm": True, "pack_objectives": True}, "set pack_objectives=False"),
         ({"single_span_prob": 2}, "single_span_prob=2"),
         ({"truncation_rate": -0.1}, "truncation_rate=-0.1"),
         ({"document": 0.123, "pack_objectives": True}, "small whole numbers"),

@@ -120,3 +120,11 @@ def test_more_alternatives_than_tokens_are_refused(model):
     with pytest.raises(DecodingError, match="top_k_alternatives"):
         glm_jax.fill(model, PROMPTS[0], top_k_alternatives=-1)
     assert np.isfinite(glm_jax.fill(model, PROMPTS[0], top_k_alternatives=1)[0].tokens[0][0].log_prob)
+
+
+def test_rows_that_the_tokenizer_does_not_have_are_never_written(model):
+    """A model with sentinels has more rows than its tokenizer knows."""
+    config = GLMConfig(model.tokenizer.vocab_size + 64, 2, 32, 2, 48, dtype="float32", init_std=0.3)
+    larger = Pretrained(GLM(config), unbox(init_params(config, jax.random.key(0))), model.tokenizer)
+    for seed in range(3):
+        glm_jax.fill(larger, PROMPTS, max_new_tokens=20, temperature=3.0, seed=seed)

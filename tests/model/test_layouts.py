@@ -11,6 +11,7 @@ from glm_jax.decoding import Decoder, DecodingError, SamplingParams
 from glm_jax.decoding.prompts import EncodedPrompt, PromptError, check_room
 from glm_jax.distributed.sharding import unbox
 from glm_jax.evaluation.cloze import candidate_logprobs
+from glm_jax.evaluation.language_model import row_losses, windows
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM, init_params
 from glm_jax.tasks.encoding import encode_candidates, encode_example
@@ -105,11 +106,11 @@ def test_what_a_layout_cannot_do_is_refused():
     with pytest.raises(DecodingError, match="a prompt has 2 blanks, but a model of the layout 'causal' fills one"):
         decoder.complete(prompts(1, blanks=2), SamplingParams(), max_new_tokens=2, keys=keys(1))
     model, params = model_of("masked")
-    with pytest.raises(DecodingError, match="is a masked language model, which cannot write"):
-        Decoder(model, params, SPECIAL)
     rows = [encode_candidates(SPECIAL.start, [1, 2, 0], 1, [(30, 6)])]
     with pytest.raises(TaskError, match="which has no Part B to score"):
         candidate_logprobs(model, params, rows, pad=SPECIAL.pad)
+    with pytest.raises(TaskError, match="which has no Part B to score"):
+        row_losses(model, params, rows[0], pad=SPECIAL.pad)
     with pytest.raises(ValueError, match="unknown layout 'caussal'"):
         GLMConfig(128, 2, 32, 4, 64, layout="caussal")
 
@@ -126,5 +127,12 @@ def test_what_does_not_fit_the_positions_is_refused():
     rows = [encode_candidates(SPECIAL.start, prompt.part_a, 51, [(30,) * 12])]
     with pytest.raises(ValueError, match="but the table holds positions 0 to 63"):
         candidate_logprobs(model, params, rows, pad=SPECIAL.pad)
+    for length in (63, 64):  # a window needs a position more than it has tokens
+        rows = list(windows(SPECIAL, range(20, 100), length))
+        if length == 63:
+            assert all(np.isfinite(loss.loss) for loss in row_losses(model, params, rows, pad=SPECIAL.pad))
+        else:
+            with pytest.raises(ValueError, match="but the table holds positions 0 to 63"):
+                row_losses(model, params, rows, pad=SPECIAL.pad)
     answers = Decoder(model, params, SPECIAL).complete([prompt], SamplingParams(), max_new_tokens=10, keys=keys(1))
     assert np.isfinite(answers[0][0].scores[0])

@@ -64,6 +64,9 @@ def test_what_a_layout_cannot_learn_is_refused(place, pretrained, tmp_path):
         train(tuning_runs.config(place, head="classifier", **causal), str(tmp_path / "a"))
     with pytest.raises(ValueError, match="rows of a causal model hold one example each"):
         train(tuning_runs.config(place, f"pairs:{place}", packed_length=32, **causal), str(tmp_path / "b"))
+    middle = {"corruption__baseline": "fill_in_the_middle", "model__max_position_embeddings": 48}
+    with pytest.raises(ValueError, match="position_ids reach from 50 to 50, but the table holds positions 0 to 47"):
+        train(tiny_run.config(place, model__layout="causal", **middle), str(tmp_path / "d"))
     with pytest.raises(ValueError, match=r"set model.layout = 'glm'"):
         train(tiny_run.config(place, model__layout="causal"), str(tmp_path / "c"))
 
