@@ -10,7 +10,7 @@ from glm_jax import config as defaults
 
 
 def get_config():
-    """Three methods, two learning rates for each, and the copy; two seeds."""
+    """Two methods, two learning rates for each, and the copy; two seeds."""
     config = defaults.sweep()
     config.base.tasks = ("kjv_to_web",)
     config.base.test_split = "test"
@@ -23,7 +23,6 @@ def get_config():
     config.candidates = (
         {"name": "full", "space": {"schedule.peak_lr": (5e-4, 2e-3)}},
         {"name": "LoRA", "method": "lora", "space": {"schedule.peak_lr": (5e-3, 2e-2)}},
-        {"name": "biases", "method": "bias", "space": {"schedule.peak_lr": (5e-3, 2e-2)}},
         {"name": "copy", "baseline": "copy"},
     )
     config.seeds = (0, 1)

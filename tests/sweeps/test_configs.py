@@ -32,4 +32,4 @@ def test_the_embedded_one_can_be_run_here(monkeypatch):
         "part first",
         "other words",
     ]
-    assert len(check(read_config("configs/sweep/kjv_to_web.py"))) == 4
+    assert len(check(read_config("configs/sweep/kjv_to_web.py"))) == 3
