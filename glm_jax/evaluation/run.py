@@ -42,7 +42,7 @@ def evaluate_named(
             raise TaskError(f"{kind} needs a file: {kind}:FILE")
         longest = model.config.num_positions - (model.config.layout != "glm")  # there the start token takes one
         if options.length > longest:
-            raise TaskError(f"length {options.length} is more than the {longest} that the model holds: lower it")
+            raise TaskError(f"length {options.length} is more than the model's {longest} positions: lower it")
         return LANGUAGE_TASKS[kind](model, params, tokenizer, name, path, options)
     task = find(name, data_dir)
     return evaluate_task(model, params, tokenizer, task, options, None if name.endswith(".py") else name)
