@@ -120,7 +120,8 @@ def test_commands_and_python_blocks_work(page, workplace):
         _run([sys.executable, *command[1:], *extra], workplace)
     for block in _python(page) if page != LOOP else ():  # the loop has a test of its own
         if block.startswith("config."):  # part of a config file
-            block = f"from glm_jax import config as defaults\nconfig = defaults.pretrain()\n{block}"
+            kind = "sweep" if page.name == "sweeps.md" else "pretrain"
+            block = f"from glm_jax import config as defaults\nconfig = defaults.{kind}()\n{block}"
         assert _run([sys.executable, "-c", block], workplace) is not None
 
 
