@@ -12,6 +12,7 @@ import numpy as np
 from glm_jax.decoding.decoder import Completion, Decoder
 from glm_jax.decoding.display import as_html, as_text
 from glm_jax.decoding.options import DecodingError, SamplingParams, check_count
+from glm_jax.decoding.probabilities import token_probabilities
 from glm_jax.decoding.prompts import EncodedPrompt, blank_ids, check_room, encode_continuation, encode_prompt
 from glm_jax.tokenizers.base import Tokenizer
 
@@ -216,6 +217,8 @@ def _complete(
     check_count("num_answers", num_answers, 1)
     check_count("batch_size", batch_size, 1)
     check_count("top_k_alternatives", top_k_alternatives, 0)
+    if top_k_alternatives and decoder.config.layout == "masked":
+        raise DecodingError("a masked language model has no order of writing: leave out top_k_alternatives")
     if top_k_alternatives > decoder.config.vocab_size:
         raise DecodingError(
             f"top_k_alternatives={top_k_alternatives}: the vocabulary has {decoder.config.vocab_size} tokens"
@@ -240,7 +243,7 @@ def _complete(
     details: list[Any] = [[None] * len(answers) for answers in completions]
     if top_k_alternatives:
         flat = [(prompt, answer) for prompt, answers in zip(prompts, completions, strict=True) for answer in answers]
-        found = iter(decoder.token_probabilities(*zip(*flat, strict=True), top_k_alternatives, batch_size))
+        found = iter(token_probabilities(decoder, *zip(*flat, strict=True), top_k_alternatives, batch_size))
         details = [[next(found) for _ in answers] for answers in completions]
     return [_filled(tokenizer, *each) for each in zip(prompts, completions, details, strict=True)]
 

@@ -144,45 +144,6 @@ class Decoder:
                     results[row] = answers
         return results
 
-    def token_probabilities(
-        self, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion], top_k: int, batch_size: int = 16
-    ) -> list[list[tuple[int, float, list[tuple[int, float]]]]]:
-        """For each prompt with a completion: (id, log-probability, the `top_k` first choices as such pairs).
-
-        Of every token of its answers, in the order of the text, as the model saw it when it wrote it.
-        """
-        special, results = self.special, [[] for _ in prompts]
-        if self.config.layout == "masked":
-            raise DecodingError("a masked language model has no order of writing: leave out top_k_alternatives")
-        rows = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            rank = {column: number for number, column in enumerate(sorted(prompt.blanks))}
-            part_b, targets = [], []
-            for number, column in enumerate(prompt.blanks):
-                given = () if number else prompt.answer_prefix
-                answer = completion.tokens[rank[column]]
-                begin = len(prompt.part_a) + len(part_b) + len(given)
-                targets += [(rank[column], begin + i, token) for i, token in enumerate(answer)]
-                part_b += _part_b((special.start, *given, *answer), column)
-            rows.append((part_b, sorted(targets)))
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].part_a) + len(rows[i][0]))
-        for at in range(0, len(order), batch_size):
-            numbers = order[at : at + batch_size]
-            inputs = self._rows([prompts[i] for i in numbers], [rows[i][0] for i in numbers])
-            count = bucket(max(len(rows[i][1]) for i in numbers))
-            index, ids = np.zeros((len(inputs[0]), count), np.int32), np.zeros((len(inputs[0]), count), np.int32)
-            for row, i in enumerate(numbers):
-                for place, (_, column, token) in enumerate(rows[i][1]):
-                    index[row, place], ids[row, place] = column, token
-            with self.active():
-                found = steps.score(self.params, *inputs[:4], index, ids, model=self.model, top_k=top_k)
-            chosen, values, choices = jax.device_get(found)
-            for row, i in enumerate(numbers):
-                for k, (_, _, token) in enumerate(rows[i][1]):
-                    first = list(zip(choices[row, k].tolist(), values[row, k].tolist(), strict=True))
-                    results[i].append((token, float(chosen[row, k]), first))
-        return results
-
     def stream(
         self, prompt: EncodedPrompt, sampling_params: SamplingParams, *, max_new_tokens: int, key: Any
     ) -> Iterator[tuple[int, int | None, float]]:
@@ -219,9 +180,9 @@ class Decoder:
 
     def prefill(self, prompts: Sequence[EncodedPrompt], parts_b: Sequence[list]) -> steps.PrefillCache:
         """The contexts of a batch: Part A, then each prompt's list of (token, position, block position) of Part B."""
-        return encode(self.params, *self._rows(prompts, parts_b), model=self.model)
+        return encode(self.params, *self.padded_rows(prompts, parts_b), model=self.model)
 
-    def _rows(self, prompts, parts_b):
+    def padded_rows(self, prompts: Sequence[EncodedPrompt], parts_b: Sequence[list]) -> tuple[np.ndarray, ...]:
         """Tokens, positions, block positions, prefix lengths and lengths of a batch, padded."""
         rows, special = rows_of(len(prompts), self.mesh), self.special
         width = bucket(max(len(p.part_a) + len(b) for p, b in zip(prompts, parts_b, strict=True)))
@@ -248,7 +209,7 @@ class Decoder:
             columns[row, : len(prompt.blanks)] = self._positions(prompt)
             given = (start, *prompt.answer_prefix)
             first[row], prefilled[row] = given[-1], len(given) - 1
-            parts_b.append(_part_b(given[:-1], prompt.blanks[0]))
+            parts_b.append(part_b(given[:-1], prompt.blanks[0]))
         keys = jnp.concatenate([keys, jnp.broadcast_to(keys[:1], (rows - len(prompts),))])
         keys = jax.vmap(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_answers)))(keys)
         context = self.prefill(prompts, parts_b)
@@ -349,7 +310,7 @@ class Decoder:
                     tokens, score = answers[0]
                     earlier.append(tokens)
                     scores.append(score)
-                    parts_b[i] += _part_b((self.special.start, *tokens), prompts[i].blanks[number])
+                    parts_b[i] += part_b((self.special.start, *tokens), prompts[i].blanks[number])
         return results
 
     def _positions(self, prompt):
@@ -414,7 +375,8 @@ def _distinct_answers(hypotheses: beam_search.Hypotheses, row: int) -> list[tupl
     return list(values.items())
 
 
-def _part_b(tokens, column) -> list[tuple[int, int, int]]:
+def part_b(tokens: Sequence[int], column: int) -> list[tuple[int, int, int]]:
+    """(token, position, block position) of an answer to the blank at `column`."""
     return [(token, column, number) for number, token in enumerate(tokens, start=1)]
 
 
