@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from glm_jax.benchmarks.decode import generation
 from glm_jax.benchmarks.timing import seconds
 from glm_jax.decoding import Decoder
+from glm_jax.decoding.steps import with_computed_prefix
 from glm_jax.evaluation.cloze import forward
-from glm_jax.evaluation.run import with_computed_prefix
 from glm_jax.methods import METHODS, without_adapter
 from glm_jax.training import host_memory, setup
 from glm_jax.tuning.synthetic import synthetic_task

@@ -114,16 +114,24 @@ def _middle_last(tokens, length, words, special, xp, random):
     return row, source, xp.where(moved, length + 3, length)
 
 
+def draw_masked(words: Any, can_mask: Any, *, xp: ModuleType, random: ModuleType) -> tuple[Any, Any]:
+    """Which n of the m columns in `can_mask` [L] are masked, n uniform in 1 … m, and the weight m / n of each.
+
+    `words` are uint32 [L + 1].
+    """
+    count = can_mask.sum()
+    masked_count = 1 + random.uniform_int(words[0], xp.maximum(count, 1))
+    # The order of the words, those of other columns last; equal words in the order of their columns.
+    keys = xp.where(can_mask, words[1:] >> 1, np.uint32(2**31))
+    rank = xp.argsort(xp.argsort(keys, stable=True), stable=True)
+    return can_mask & (rank < masked_count), count / masked_count
+
+
 def _masked_diffusion(tokens, length, words, num_targets, special, xp, random):
     """n of the row's m tokens masked, n uniform in 1 … m, with the weight m / n each."""
     column = xp.arange(tokens.size)
     can_mask = (column > 0) & (column < length)
-    count = can_mask.sum()
-    masked_count = 1 + random.uniform_int(words[0], xp.maximum(count, 1))
-    # The order of the words, those of [CLS] and padding last; equal words in the order of their columns.
-    keys = xp.where(can_mask, words[1:] >> 1, np.uint32(2**31))
-    rank = xp.argsort(xp.argsort(keys, stable=True), stable=True)
-    is_masked = can_mask & (rank < masked_count)
+    is_masked, weight = draw_masked(words, can_mask, xp=xp, random=random)
     order = xp.argsort(~is_masked, stable=True)  # masked columns first, from left to right
     target = xp.arange(num_targets)
     is_used = target < is_masked.sum()
@@ -134,6 +142,6 @@ def _masked_diffusion(tokens, length, words, num_targets, special, xp, random):
         "prefix_lengths": length,
         "target_index": xp.where(is_used, index, 0),
         "target_ids": xp.where(is_used, tokens[index], special.pad),
-        "target_weights": xp.where(is_used, count / masked_count, 0.0),
+        "target_weights": xp.where(is_used, weight, 0.0),
         "target_source": xp.where(is_used, index, tokens.size),
     }

@@ -138,8 +138,8 @@ class CorruptionConfig:
                 )
 
     def _check_types(self):
-        text = {str: (str, "text")}
-        kinds = text | {
+        kinds = {
+            str: (str, "text"),
             bool: ((bool, np.bool_), "True or False"),
             int: (Integral, "an integer"),
             float: (Real, "a number"),

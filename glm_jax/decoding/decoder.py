@@ -99,7 +99,7 @@ class Decoder:
         self.mesh = _mesh_of(params)
         self.stops = tuple(sorted({self.special.end, self.special.eos}))
         with self.active():
-            params = _with_computed_prefix(model, params)
+            params = steps.with_computed_prefix(model, params)
             self.params = steps.prepare(params, config=self.config, unrolled=steps.decode_unrolled())
 
     def active(self):
@@ -345,19 +345,6 @@ class Decoder:
                 f"{limit / 2**30:,.1f} GiB are left: lower batch_size ({batch_size}), num_beams, num_answers or "
                 "max_new_tokens"
             )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _computed_prefix(model, params):
-    keys, values = model.apply({"params": params}, method="trained_prefix")
-    return {"keys": keys[:, 0], "values": values[:, 0]}
-
-
-def _with_computed_prefix(model, params):
-    """`params` with the keys and values of a prefix that an MLP or virtual tokens give, computed once."""
-    if "prefix" not in params or "keys" in params["prefix"]:
-        return params
-    return {**params, "prefix": _computed_prefix(model, params)}
 
 
 def _context_length(prompt):

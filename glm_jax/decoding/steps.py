@@ -51,6 +51,19 @@ def prepare(params: Any, *, config: GLMConfig, unrolled: bool) -> Any:
     return {name: tree for name, tree in params.items() if name != "first_layers"} | unstacked
 
 
+def with_computed_prefix(model: GLM, params: Any) -> Any:
+    """`params` with the keys and values of a prefix that an MLP or virtual tokens give, computed once."""
+    if "prefix" not in params or "keys" in params["prefix"]:
+        return params
+    return {**params, "prefix": _computed_prefix(model, params)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _computed_prefix(model, params):
+    keys, values = model.apply({"params": params}, method="trained_prefix")
+    return {"keys": keys[:, 0], "values": values[:, 0]}
+
+
 @jax.jit
 def _unstack(params):
     layers = []
@@ -150,8 +163,7 @@ def score(
 ) -> tuple[Float[Array, "B K"], Float[Array, "B K _"], Int[Array, "B K _"]]:
     """Log-probabilities of the targets of written rows, and those and the ids of the `top_k` first choices there."""
     inputs = [jnp.asarray(a) for a in (tokens, position_ids, block_position_ids, prefix_lengths, target_index)]
-    model = model.clone(config=dataclasses.replace(model.config, scan_layers=True, remat="none"))
-    log_probs = jax.nn.log_softmax(model.apply({"params": params}, *inputs))
+    log_probs = jax.nn.log_softmax(for_inference(model).apply({"params": params}, *inputs))
     chosen = jnp.take_along_axis(log_probs, jnp.asarray(target_ids)[..., None], axis=-1)[..., 0]
     return everywhere(chosen), *map(everywhere, jax.lax.top_k(log_probs, top_k))
 
@@ -167,10 +179,13 @@ def cache_bytes(config: GLMConfig, batch: int, width: int, context: int, answer:
     return 2 * config.num_layers * config.hidden_size * columns * jnp.dtype(config.dtype).itemsize
 
 
+def for_inference(model: GLM) -> GLM:
+    """The network over the layers as `prepare`'s parameters hold them; nothing is kept for a backward pass."""
+    return model.clone(config=dataclasses.replace(model.config, scan_layers=True, remat="none"))
+
+
 def _apply(model, params, *inputs, **options):
-    """The network, over the layers as `params` hold them; nothing is kept for a backward pass."""
-    model = model.clone(config=dataclasses.replace(model.config, scan_layers=True, remat="none"))
-    return model.apply({"params": params}, *inputs, output_keys_values=True, **options)
+    return for_inference(model).apply({"params": params}, *inputs, output_keys_values=True, **options)
 
 
 def _put(cache, new, *, axis, column):

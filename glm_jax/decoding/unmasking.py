@@ -3,7 +3,6 @@
 Nie et al. 2025 (arXiv 2502.09992), section 2.4, without remasking; Mask-Predict (Ghazvininejad et al. 2019) is its kin.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from glm_jax.decoding.steps import for_inference
 from glm_jax.model.transformer import GLM
 
 
@@ -40,7 +40,7 @@ def reveal(
       The ids, with the first of `stops` after the end of an answer, and the log-probability that each had when it was
       revealed, 0 after the end.
     """
-    model = model.clone(config=dataclasses.replace(model.config, scan_layers=True, remat="none"))
+    model = for_inference(model)
     batch, count = columns.shape
     each = -(-count // (num_steps or count))
     rows, place = jnp.arange(batch)[:, None], jnp.arange(count)[None]

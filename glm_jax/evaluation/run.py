@@ -1,10 +1,8 @@
 """A checkpoint on a task: `evaluate_task`, or `evaluate_named` for the name that a command gives it."""
 
-import functools
 from typing import Any
 
-import jax
-
+from glm_jax.decoding.steps import with_computed_prefix
 from glm_jax.evaluation.classifier import evaluate_classifier
 from glm_jax.evaluation.cloze import evaluate_cloze
 from glm_jax.evaluation.generation import evaluate_generation
@@ -46,19 +44,6 @@ def evaluate_named(
         return LANGUAGE_TASKS[kind](model, params, tokenizer, name, path, options)
     task = find(name, data_dir)
     return evaluate_task(model, params, tokenizer, task, options, None if name.endswith(".py") else name)
-
-
-def with_computed_prefix(model: GLM, params: Any) -> Any:
-    """`params` in which a trained prefix is its keys and values: no batch computes them from virtual tokens again."""
-    if "prefix" not in params or "keys" in params["prefix"]:
-        return params
-    keys, values = _prefix(params, model)
-    return {**params, "prefix": {"keys": keys[:, 0], "values": values[:, 0]}}
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _prefix(params, model):
-    return model.apply({"params": params}, method="trained_prefix")
 
 
 def evaluate_task(

@@ -113,7 +113,7 @@ def check(config: ConfigDict) -> list[Candidate]:
 def _check_checkpoints(config, candidates):
     """Raises SweepError for a candidate whose checkpoint is not there."""
     for candidate in candidates:
-        if candidate.baseline is None and HUB not in candidate.changes:
+        if candidate.baseline is None and HUB not in (*candidate.changes, *candidate.space):
             searched = candidate.space.get("init_from", ())
             for path in searched or (candidate.changes.get("init_from", config.base.init_from),):
                 if not pathlib.Path(path).exists():

@@ -127,8 +127,7 @@ class PretrainingTask(TrainingTask):
 
     def sample(self, setup: PretrainingSetup, params: Any) -> str:
         """Blanks of held-out text, filled; nothing by models that learn to fill none."""
-        fills = ("glm", "fill_in_the_middle")
-        if setup.corruption.masked_lm or (setup.corruption.baseline or "glm") not in fills:
+        if setup.corruption.masked_lm or setup.corruption.baseline not in (None, "fill_in_the_middle"):
             return ""
         held_out = self._dataset.validation_rows
         return fill_held_out(setup.model, params, self.tokenizer, held_out, seed=self.config.seed)

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from glm_jax.corruption.random_bits import uniform_int
+from glm_jax.corruption import random_bits
+from glm_jax.corruption.baselines import draw_masked
 from glm_jax.evaluation.cloze import candidate_scores, cloze_loss, forward
 from glm_jax.model.classifier_head import classifier_logits
 from glm_jax.model.fused_cross_entropy import fused_linear_cross_entropy
@@ -92,22 +93,19 @@ def _denoising_losses(model, params, batch, *, label_smoothing, **options):
 def partly_masked(batch: TaskBatch) -> TaskBatch:
     """Rows with masks at all targets -> rows with some of these revealed, and the weights of the others."""
     used = batch.target_weights > 0
-    counts = used.sum(1)
 
-    def draw(index, tokens, ids, used, count):
+    def draw(index, tokens, ids, used):
         content = (tokens.sum() + jnp.where(used, ids, 0).sum()).astype(jnp.uint32)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), index), content)
         bits = jax.random.bits(key, (used.size + 1,), jnp.uint32)
-        order = jnp.argsort(jnp.argsort(jnp.where(used, bits[1:] >> 1, jnp.uint32(2**32 - 1))))
-        return order < 1 + uniform_int(bits[0], jnp.maximum(count, 1))
+        return draw_masked(bits, used, xp=jnp, random=random_bits)
 
-    is_masked = jax.vmap(draw)(batch.index.astype(jnp.uint32), batch.tokens, batch.target_ids, used, counts) & used
+    is_masked, weights = jax.vmap(draw)(batch.index.astype(jnp.uint32), batch.tokens, batch.target_ids, used)
     columns = jnp.where(used & ~is_masked, batch.target_index, batch.tokens.shape[1])
     rows = jnp.arange(len(batch.tokens))[:, None]
-    weights = counts[:, None] / jnp.maximum(is_masked.sum(1, keepdims=True), 1)
     return batch.replace(
         tokens=batch.tokens.at[rows, columns].set(batch.target_ids, mode="drop"),
-        target_weights=jnp.where(is_masked, weights, 0.0).astype(jnp.float32),
+        target_weights=jnp.where(is_masked, weights[:, None], 0.0).astype(jnp.float32),
     )
 
 

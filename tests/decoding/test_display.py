@@ -8,24 +8,13 @@ import numpy as np
 import pytest
 
 import glm_jax
-from glm_jax import tokenizers
 from glm_jax.decoding import DecodingError
 from glm_jax.distributed.sharding import unbox
 from glm_jax.interop import Pretrained
 from glm_jax.model.config import GLMConfig
 from glm_jax.model.transformer import GLM, init_params
-from tests.helpers import tiny_run
 
 PROMPTS = ["ba de [MASK] fi ba.", "go [sMASK] la [MASK].", "go ba de la [MASK] mo ne [MASK]."]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_run.write_corpus(folder)
-    tokenizer = tokenizers.load(folder / "tokenizer")
-    config = GLMConfig(tokenizer.vocab_size, 2, 32, 2, 48, dtype="float32", init_std=0.3)
-    return Pretrained(GLM(config), unbox(init_params(config, jax.random.key(0))), tokenizer)
 
 
 @pytest.mark.parametrize("order", ["left-to-right", "right-to-left"])

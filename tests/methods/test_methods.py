@@ -12,8 +12,8 @@ import pytest
 import glm_jax
 from glm_jax import methods
 from glm_jax.decoding import steps
+from glm_jax.decoding.steps import with_computed_prefix
 from glm_jax.distributed.sharding import unbox
-from glm_jax.evaluation.run import with_computed_prefix
 from glm_jax.model.batch import Batch
 from glm_jax.model.classifier_head import with_classifier
 from glm_jax.model.config import GLMConfig
